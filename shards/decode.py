@@ -1,0 +1,113 @@
+"""From bytes to pixels and text, by an allow-list of suffixes. Nothing here unpickles, executes or follows a path.
+
+Pixels become RGB uint8: 16-bit images are rescaled to 8 bits by their own range of values (clipping at 255 ruins
+radiographs), EXIF orientation is applied, CMYK and palettes are converted, alpha is laid over white, and the first
+frame of an animation is taken.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import warnings
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageOps
+
+IMAGE_SUFFIXES = ("jpg", "jpeg", "png", "webp")
+TEXT_SUFFIXES = ("txt", "json")
+FORMATS = ("JPEG", "PNG", "WEBP")
+MAX_PIXELS = 64_000_000
+
+
+class DecodeError(Exception):
+    """A sample that is refused: `reason` is one of a fixed set and is counted, `detail` says what was met."""
+
+    def __init__(self, reason: str, detail: str) -> None:
+        super().__init__(f"{reason}: {detail}")
+        self.reason = reason
+        self.detail = detail
+
+
+def decode_image(data: bytes, max_pixels: int = MAX_PIXELS) -> np.ndarray:
+    """RGB pixels, uint8, H x W x 3.
+
+    Raises: DecodeError with reason undecodable_image or too_many_pixels (checked before any pixel is decoded).
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            image = Image.open(io.BytesIO(data), formats=FORMATS)
+            width, height = image.size
+            if width * height > max_pixels:
+                raise DecodeError("too_many_pixels", f"{width}x{height} is over the cap of {max_pixels} pixels")
+            return _to_rgb(image)
+    except DecodeError:
+        raise
+    except Exception as error:  # PIL raises a dozen kinds, SyntaxError and struct.error among them
+        raise DecodeError("undecodable_image", f"{type(error).__name__}: {error}") from error
+
+
+def _to_rgb(image: Image.Image) -> np.ndarray:
+    image.load()
+    if image.mode in ("I;16", "I;16B", "I;16L", "I", "F"):
+        return np.repeat(_rescale(np.asarray(image))[..., None], 3, axis=2)
+    upright = ImageOps.exif_transpose(image)
+    if upright.mode in ("RGBA", "LA", "PA") or "transparency" in upright.info:
+        rgba = upright.convert("RGBA")
+        upright = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba)
+    return np.asarray(upright.convert("RGB"))
+
+
+def _rescale(values: np.ndarray) -> np.ndarray:
+    """16-bit grey to 8 bits: the image's own lowest and highest value become 0 and 255."""
+    wide = values.astype(np.float64)
+    low, high = float(wide.min()), float(wide.max())
+    if high <= low:
+        return np.zeros(wide.shape, np.uint8)
+    return np.asarray(np.round((wide - low) * (255.0 / (high - low))), dtype=np.uint8)
+
+
+def decode_text(data: bytes) -> str:
+    """Raises: DecodeError(not_utf8) naming the first bad byte and its offset."""
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise DecodeError("not_utf8", f"byte 0x{data[error.start]:02x} at offset {error.start}") from error
+
+
+def decode_json(data: bytes) -> dict[str, Any]:
+    """Raises: DecodeError with reason not_utf8 or bad_json."""
+    try:
+        value = json.loads(decode_text(data))
+    except (ValueError, RecursionError) as error:
+        raise DecodeError("bad_json", str(error)) from error
+    if not isinstance(value, dict):
+        raise DecodeError("bad_json", f"expected an object, found {type(value).__name__}")
+    return value
+
+
+def sample_text(members: dict[str, bytes], fields: tuple[str, ...] = ("text", "caption")) -> str:
+    """The text of a sample: its .txt, else the first of `fields` in its .json.
+
+    Raises: DecodeError(no_text) that names the members found.
+    """
+    if "txt" in members:
+        text = decode_text(members["txt"])
+    else:
+        values = decode_json(members["json"]) if "json" in members else {}
+        text = next((values[f] for f in fields if isinstance(values.get(f), str)), "")
+    if not text.strip():
+        found = ", ".join(f".{s}" for s in members) or "nothing"
+        raise DecodeError("no_text", f"no text in a .txt or .json member; found {found}")
+    return text
+
+
+def image_member(members: dict[str, bytes]) -> bytes:
+    """The image of a sample. Raises: DecodeError(no_image) that names the members found."""
+    for suffix in IMAGE_SUFFIXES:
+        if suffix in members:
+            return members[suffix]
+    found = ", ".join(f".{s}" for s in members) or "nothing"
+    raise DecodeError("no_image", f"no image member (.jpg, .png or .webp); found {found}")

@@ -1,0 +1,107 @@
+"""The manifest of a stage: its markers merged into one Parquet file, in shard order.
+
+A manifest is derived: it can be removed and is rebuilt from the markers. Its `digest` names the data set
+(shards, their order, counts and contents) and is what training state is bound to.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import pyarrow as pa
+
+from shards import sidecar
+from shards.commit import Marker, StageFolder
+from shards.digest import SampleDigest, fingerprint
+from shards.errors import ShardError
+
+NAME = "manifest.parquet"
+SCHEMA = pa.schema(
+    [
+        ("shard", pa.string()),
+        ("samples", pa.int64()),
+        ("bytes", pa.int64()),
+        ("sha256", pa.string()),
+        ("keys_digest", pa.string()),
+        ("came_in", pa.int64()),
+        ("refused", pa.int64()),
+        ("fingerprint", pa.string()),
+    ]
+)
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """Shards of a stage in order; `samples[i]` is the number of samples in `shards[i]`."""
+
+    stage: str
+    shards: tuple[str, ...]
+    samples: tuple[int, ...]
+    bytes: tuple[int, ...]
+    sha256: tuple[str, ...]
+    keys_digests: tuple[str, ...]
+    came_in: int
+    refused: int
+
+    @property
+    def total(self) -> int:
+        return sum(self.samples)
+
+    @property
+    def digest(self) -> str:
+        return fingerprint([list(self.shards), list(self.samples), list(self.sha256)])
+
+    @property
+    def keys(self) -> SampleDigest:
+        total = SampleDigest()
+        for count, digest in zip(self.samples, self.keys_digests, strict=True):
+            total = total + SampleDigest.parse(count, digest)
+        return total
+
+
+def write(stage: StageFolder, shards: Sequence[str]) -> Manifest:
+    """Merge the markers of `shards`; every one of them must be committed."""
+    markers = [stage.marker(s) for s in sorted(shards)]
+    columns = {
+        "shard": [m.shard for m in markers],
+        "samples": [m.samples for m in markers],
+        "bytes": [_main(m)[0] for m in markers],
+        "sha256": [_main(m)[1] for m in markers],
+        "keys_digest": [m.keys_digest for m in markers],
+        "came_in": [m.came_in for m in markers],
+        "refused": [sum(m.refused.values()) for m in markers],
+        "fingerprint": [m.fingerprint for m in markers],
+    }
+    stage.store.put(NAME, sidecar.to_bytes(sidecar.table(SCHEMA, columns)))
+    return read(stage)
+
+
+def _main(marker: Marker) -> tuple[int, str]:
+    main = [o for o in marker.outputs if "/" not in o.file and not o.file.endswith(".idx")]
+    return sum(o.bytes for o in main), "+".join(o.sha256 for o in main)
+
+
+def exists(stage: StageFolder) -> bool:
+    return stage.store.exists(NAME)
+
+
+def read(stage: StageFolder) -> Manifest:
+    """Raises: ShardError when the stage has no manifest, so is not complete."""
+    if not exists(stage):
+        raise ShardError(
+            f"{stage.store.path()} has no {NAME}: the stage {stage.stage!r} is not complete; run it first "
+            "(`villa run CONFIG` runs all stages and resumes what is committed)"
+        )
+    place = stage.store.path(NAME)
+    found = sidecar.from_bytes(stage.store.read(NAME), place, SCHEMA).to_pydict()
+    return Manifest(
+        stage.stage,
+        tuple(found["shard"]),
+        tuple(found["samples"]),
+        tuple(found["bytes"]),
+        tuple(found["sha256"]),
+        tuple(found["keys_digest"]),
+        sum(found["came_in"]),
+        sum(found["refused"]),
+    )

@@ -1,0 +1,201 @@
+"""WebDataset tars: a deterministic writer and a header-walking reader.
+
+Writer: ustar, members in the order given, mtime 0, no owner, so equal samples give equal bytes.
+Reader: walks 512-byte headers over a memory map without creating an object per block. Headers it does not
+know (PAX, GNU long names, base-256 sizes, sparse files) send the whole shard through `tarfile`, which is
+slower and knows them all. Links, devices and keys with `..` are refused with a reason, never followed.
+
+Layout legend: a *member* is one file in the tar; a *sample* is a run of members that share a key.
+"""
+
+from __future__ import annotations
+
+import tarfile
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import BinaryIO
+
+BLOCK = 512
+END = b"\0" * (2 * BLOCK)
+_CHECKSUM = slice(148, 156)
+_REGULAR = (b"0", b"\0", b"7")
+_SKIPPED = (b"5",)  # a folder
+_FALLBACK = (b"x", b"g", b"L", b"K", b"S", b"X", b"N", b"A")
+_REFUSED = {b"1": "link", b"2": "link", b"3": "device", b"4": "device", b"6": "device"}
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """One regular file in a tar: `start` is its header's offset, `offset`/`size` its content, in bytes."""
+
+    name: str
+    start: int
+    offset: int
+    size: int
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """Members that share a key, in tar order. `suffixes` are lower case, without the first dot."""
+
+    key: str
+    members: tuple[Member, ...]
+    suffixes: tuple[str, ...]
+
+    @property
+    def start(self) -> int:
+        return self.members[0].start
+
+    @property
+    def stop(self) -> int:
+        last = self.members[-1]
+        return last.offset + padded(last.size)
+
+
+@dataclass
+class Scan:
+    """What a walk over a tar met besides samples. Filled while `walk` runs."""
+
+    refused: list[tuple[str, str]] = field(default_factory=list)  # (member name, reason)
+    problem: str = ""  # why the walk ended early; empty for a whole tar
+
+
+def padded(size: int) -> int:
+    return (size + BLOCK - 1) // BLOCK * BLOCK
+
+
+def header(name: str, size: int) -> bytes:
+    """A ustar header (PAX for names over 100 bytes or outside ASCII, or sizes over 8 GiB)."""
+    raw = name.encode("utf-8", "surrogateescape")
+    if len(raw) > 100 or size >= 1 << 33 or not raw.isascii():
+        info = tarfile.TarInfo(name)
+        info.size, info.mode = size, 0o644
+        return info.tobuf(tarfile.PAX_FORMAT)
+    block = bytearray(BLOCK)
+    block[: len(raw)] = raw
+    block[100:156] = b"0000644\0" b"0000000\0" b"0000000\0" + b"%011o\0" % size + b"00000000000\0" + b" " * 8
+    block[156:157] = b"0"
+    block[257:265] = b"ustar\x0000"
+    block[329:345] = b"0000000\x000000000\0"
+    block[_CHECKSUM] = b"%06o\0 " % sum(block)
+    return bytes(block)
+
+
+class TarWriter:
+    """Writes samples to a binary file object; `offset` is the number of bytes so far."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self.file = file
+        self.offset = 0
+
+    def add(self, name: str, data: bytes | memoryview) -> Member:
+        head = header(name, len(data))
+        member = Member(name, self.offset, self.offset + len(head), len(data))
+        self.file.write(head)
+        self.file.write(data)
+        self.file.write(b"\0" * (padded(len(data)) - len(data)))
+        self.offset += len(head) + padded(len(data))
+        return member
+
+    def close(self) -> None:
+        self.file.write(END)
+        self.offset += len(END)
+
+
+def split_name(name: str) -> tuple[str, str]:
+    """WebDataset's rule: the key runs up to the first dot of the last path part; the rest is the suffix."""
+    folder, slash, base = name.rpartition("/")
+    stem, _, suffix = base.partition(".")
+    return folder + slash + stem, suffix.lower()
+
+
+def refusal(name: str) -> str:
+    """Why a member's name is refused, or an empty string. Nothing is ever extracted to disk; the keys
+    still become file names in other people's tools."""
+    parts = name.split("/")
+    if name.startswith("/") or ".." in parts:
+        return "unsafe_key"
+    if not name.isprintable():
+        return "unprintable_key"
+    return ""
+
+
+def walk(data: memoryview, file: BinaryIO, scan: Scan) -> Iterator[Member]:
+    """Regular members of a tar in order. `data` maps the same bytes as `file`.
+
+    A damaged tar ends the walk and says so in `scan.problem`; members before the damage are sound.
+    """
+    total, at = len(data), 0
+    while at + BLOCK <= total:
+        if data[at] == 0 and not any(data[at : at + BLOCK]):
+            return
+        block = bytes(data[at : at + BLOCK])
+        kind = block[156:157]
+        if block[257:262] != b"ustar" or kind in _FALLBACK or block[124] & 0x80:
+            yield from _walk_tarfile(file, at, scan)
+            return
+        try:
+            recorded = int(block[_CHECKSUM].split(b"\0")[0].strip() or b"0", 8)
+            size = int(block[124:136].split(b"\0")[0].strip() or b"0", 8)
+        except ValueError:
+            scan.problem = f"damaged header at byte {at}"
+            return
+        if recorded != sum(block) - sum(block[_CHECKSUM]) + 8 * 32:
+            scan.problem = f"bad header checksum at byte {at}"
+            return
+        name = block[:100].split(b"\0")[0].decode("utf-8", "surrogateescape")
+        prefix = block[345:500].split(b"\0")[0].decode("utf-8", "surrogateescape")
+        name = f"{prefix}/{name}" if prefix else name
+        if kind not in _REGULAR:
+            size = 0
+        if at + BLOCK + size > total:
+            scan.problem = f"cut at byte {total}, inside member {name!r} of {size} bytes at byte {at}"
+            return
+        if kind in _REGULAR and not name.endswith("/"):
+            yield Member(name.removeprefix("./"), at, at + BLOCK, size)
+        elif kind not in _SKIPPED and not name.endswith("/"):
+            scan.refused.append((name, _REFUSED.get(kind, "unknown_member_type")))
+        at += BLOCK + padded(size)
+    scan.problem = (
+        f"cut at byte {total}: the end-of-archive blocks are missing" if total else "empty file, no tar header"
+    )
+
+
+def _walk_tarfile(file: BinaryIO, start: int, scan: Scan) -> Iterator[Member]:
+    """The same walk by the standard library, from the header at `start` on."""
+    file.seek(0, 2)
+    total = file.tell()
+    file.seek(start)
+    previous = start
+    try:
+        with tarfile.open(fileobj=file, mode="r:", errorlevel=2) as tar:
+            for info in tar:
+                if info.isreg() and not info.issparse() and info.type in (tarfile.REGTYPE, tarfile.AREGTYPE):
+                    if info.offset_data + info.size > total:
+                        scan.problem = f"cut at byte {total}, inside member {info.name!r}"
+                        return
+                    yield Member(info.name.removeprefix("./"), previous, info.offset_data, info.size)
+                elif not info.isdir():
+                    scan.refused.append((info.name, "sparse" if info.issparse() else "link_or_device"))
+                previous = info.offset_data + (padded(info.size) if info.isreg() else 0)
+    except (tarfile.TarError, EOFError, OverflowError, ValueError, UnicodeError) as error:
+        scan.problem = f"not readable as a tar from byte {start} on: {error}"
+
+
+def group(members: Iterator[Member], scan: Scan) -> Iterator[Sample]:
+    """Runs of members with one key. A suffix met twice in a run starts another sample of the same key."""
+    key, run, suffixes = "", [], []  # type: tuple[str, list[Member], list[str]]
+    for member in members:
+        reason = refusal(member.name)
+        if reason:
+            scan.refused.append((member.name, reason))
+            continue
+        member_key, suffix = split_name(member.name)
+        if run and (member_key != key or suffix in suffixes):
+            yield Sample(key, tuple(run), tuple(suffixes))
+            run, suffixes = [], []
+        key = member_key
+        run.append(member)
+        suffixes.append(suffix)
+    if run:
+        yield Sample(key, tuple(run), tuple(suffixes))

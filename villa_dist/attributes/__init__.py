@@ -1,0 +1,1 @@
+"""Attributes: which phrases exist, and which of them a text mentions."""

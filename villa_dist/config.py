@@ -1,0 +1,274 @@
+"""The config: strict pydantic models, YAML by safe_load, `--set a.b=c`, errors that name key, file and remedy.
+
+One file describes a whole run. Every section is frozen and refuses unknown keys; the resolved config is saved with the
+run, and each stage is bound to the part of it that it depends on.
+"""
+
+from __future__ import annotations
+
+import difflib
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from shards.errors import VillaError
+
+Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+Positive = Annotated[int, Field(ge=1)]
+Count = Annotated[int, Field(ge=0)]
+PositiveFloat = Annotated[float, Field(gt=0.0)]
+
+
+class ConfigError(VillaError):
+    """A key, a type or a value in a config file or `--set` that is not what is expected."""
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+class DataConfig(Section):
+    """Where image-text samples come from. `shards` reads WebDataset tars from a folder per split."""
+
+    source: Literal["docmnist", "shards"] = "docmnist"
+    train: str | None = None
+    validation: str | None = None
+    test: str | None = None
+    max_pixels: Positive = 64_000_000
+    max_quarantine_fraction: Fraction = 0.01
+    quarantine_allowance: Count = 10  # refused samples that never fail a run, whatever the fraction
+
+
+class DigitsConfig(Section):
+    mnist_dir: str | None = None  # None: scikit-learn's bundled digits
+
+
+class BudgetConfig(Section):
+    """Attributes spent on a split (the paper's setting), or a fixed number of images instead."""
+
+    train: Positive = 30_000
+    validation: Positive = 10_000
+    test: Positive = 10_000
+
+
+class ImagesConfig(Section):
+    train: Positive | None = None
+    validation: Positive | None = None
+    test: Positive | None = None
+
+
+class DocMNISTConfig(Section):
+    target: Annotated[int, Field(ge=4)] = 16  # target complexity: attributes an image may hold
+    budget: BudgetConfig = BudgetConfig()
+    images: ImagesConfig = ImagesConfig()
+    shard_images: Positive = 256
+
+
+class PhraseConfig(Section):
+    phrase: Annotated[str, Field(min_length=1)]
+    group: str = ""
+    prompts: list[str] = []  # none: the phrase itself
+
+
+class VocabularyConfig(Section):
+    attributes: list[PhraseConfig] | None = None  # None: the twenty of DocMNIST
+    min_count: Count = 1
+
+
+class ImageTowerConfig(Section):
+    name: Literal["conv"] = "conv"
+    width: Annotated[int, Field(ge=8, multiple_of=2)] = 32
+    roi_bins: Annotated[int, Field(ge=3, le=14)] = 7
+
+
+class TextTowerConfig(Section):
+    name: Literal["words"] = "words"
+    buckets: Positive = 8192
+
+
+class ModelConfig(Section):
+    image: ImageTowerConfig = ImageTowerConfig()
+    text: TextTowerConfig = TextTowerConfig()
+    dim: Positive = 128
+    temperature: PositiveFloat = 0.07
+
+
+class RegionsConfig(Section):
+    proposals: Literal["annotations", "grid"] = "annotations"
+    grid: Annotated[list[Positive], Field(min_length=2, max_length=2)] = [3, 3]  # rows, columns
+    batch_images: Positive = 128
+    threads: Positive = 1  # fixed, so that results do not depend on the machine's load
+
+
+class OptimConfig(Section):
+    """One training job. `workers` ranks share the global batch."""
+
+    steps: Positive = 400
+    batch_images: Positive = 64
+    learning_rate: PositiveFloat = 1e-3
+    weight_decay: Annotated[float, Field(ge=0)] = 0.05
+    warmup_steps: Count = 40
+    clip: PositiveFloat = 1.0
+    shift_pixels: Count = 2  # random translation, a pure function of (seed, epoch, sample)
+    checkpoint_steps: Positive = 100
+    keep_checkpoints: Positive = 2
+    zero_stage: Annotated[int, Field(ge=0, le=3)] = 1
+    workers: Positive = 2
+    threads: Positive = 1
+    window: Positive = 65_536
+
+
+class MappingConfig(Section):
+    encoder: Literal["frozen", "end_to_end"] = "end_to_end"
+    head: Literal["shared", "per_attribute"] = "shared"
+    hidden: Positive = 256
+    loss: Literal["contrastive", "noisy_or", "negative_unlabelled", "both"] = "noisy_or"
+    contrast: Literal["images", "both"] = "images"  # the paper contrasts over images
+    pooling: Literal["max", "logsumexp"] = "max"
+    temperature: PositiveFloat = 0.07
+    reference_denominator: bool = False
+    fit: OptimConfig = OptimConfig(learning_rate=2e-3, clip=5.0)
+
+    @model_validator(mode="after")
+    def _reference_needs_contrast(self) -> MappingConfig:
+        if self.reference_denominator and self.loss != "contrastive":
+            raise ValueError("reference_denominator belongs to loss: contrastive")
+        return self
+
+
+class PairsConfig(Section):
+    """relative: every region within `epsilon` of the image's best (the paper). absolute: score >= `threshold`, and
+    always the image's best."""
+
+    assign: Literal["relative", "absolute"] = "absolute"
+    epsilon: Annotated[float, Field(ge=0)] = 0.2
+    threshold: float = 0.5
+
+
+class EvaluateConfig(Section):
+    splits: Annotated[list[Literal["validation", "test"]], Field(min_length=1)] = ["test"]
+    ground_truth: bool = True  # also train on the true pairs, where they are known
+
+
+class RayConfig(Section):
+    address: str | None = None  # None: the cluster of RAY_ADDRESS, or a local Ray made for this run
+    workers: Positive | None = None  # None: one a CPU, less the driver's slack
+    shard_timeout_seconds: PositiveFloat = 1800.0
+    attempts: Positive = 4  # a shard's tries before the stage fails
+
+
+class Config(Section):
+    run: Annotated[str, Field(min_length=1)] = "runs/quickstart"
+    seed: Annotated[int, Field(ge=0)] = 0
+    runner: Literal["ray", "local"] = "ray"
+    ray: RayConfig = RayConfig()
+    data: DataConfig = DataConfig()
+    digits: DigitsConfig = DigitsConfig()
+    docmnist: DocMNISTConfig = DocMNISTConfig()
+    vocabulary: VocabularyConfig = VocabularyConfig()
+    model: ModelConfig = ModelConfig()
+    pretrain: OptimConfig = OptimConfig()
+    regions: RegionsConfig = RegionsConfig()
+    mapping: MappingConfig = MappingConfig()
+    pairs: PairsConfig = PairsConfig()
+    train: OptimConfig = OptimConfig()
+    evaluate: EvaluateConfig = EvaluateConfig()
+
+    @model_validator(mode="after")
+    def _splits_are_given(self) -> Config:
+        if self.data.source == "shards" and not self.data.train:
+            raise ValueError("data.source: shards needs data.train, a folder of .tar shards")
+        for name, job in (("pretrain", self.pretrain), ("train", self.train), ("mapping.fit", self.mapping.fit)):
+            if job.batch_images % job.workers:
+                raise ValueError(
+                    f"{name}.batch_images={job.batch_images} is not divisible by {name}.workers={job.workers}"
+                )
+        return self
+
+
+def load(path: str | None, overrides: list[str] | None = None) -> Config:
+    """The config of a YAML file with `--set` overrides. Raises: ConfigError naming file, key and remedy."""
+    values: dict[str, Any] = _read(Path(path)) if path else {}
+    for override in overrides or []:
+        _apply(values, override)
+    try:
+        return Config.model_validate(values)
+    except ValidationError as error:
+        raise ConfigError(_explain(error, path or "the built-in defaults", overrides or [])) from None
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        near = sorted(str(p) for p in path.parent.glob("*.y*ml")) if path.parent.is_dir() else []
+        close = difflib.get_close_matches(str(path), near, 1)
+        hint = f"; did you mean {close[0]}?" if close else f"; configs here: {', '.join(near) or 'none'}"
+        raise ConfigError(f"config file {path} does not exist{hint}") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"config file {path} cannot be read: {error}; give a YAML file in UTF-8") from None
+    try:
+        values = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"config file {path} is not valid YAML: {' '.join(str(error).split())}") from None
+    if values is None:
+        return {}
+    if not isinstance(values, dict):
+        raise ConfigError(f"config file {path} holds a {type(values).__name__}, expected sections such as `data:`")
+    return values
+
+
+def _apply(values: dict[str, Any], override: str) -> None:
+    name, equals, text = override.partition("=")
+    if not equals or not name.strip():
+        raise ConfigError(f"--set {override!r} is not KEY=VALUE, for example --set train.steps=800")
+    *parents, last = name.strip().split(".")
+    place = values
+    for part in parents:
+        child = place.setdefault(part, {})
+        if not isinstance(child, dict):
+            raise ConfigError(f"--set {override!r}: {part!r} is a value, not a section")
+        place = child
+    try:
+        place[last] = yaml.safe_load(text) if text else ""
+    except yaml.YAMLError:
+        place[last] = text
+
+
+def _explain(error: ValidationError, place: str, overrides: list[str]) -> str:
+    lines = []
+    for item in error.errors():
+        key = ".".join(str(part) for part in item["loc"]) or "(whole file)"
+        source = next((f"--set {o}" for o in overrides if o.split("=", 1)[0].strip() == key), place)
+        if item["type"] == "extra_forbidden":
+            lines.append(f"{source}: unknown key {key!r}{_nearest(key)}")
+        else:
+            shown = item["input"] if not isinstance(item["input"], dict) else "a section"
+            message = item["msg"].removeprefix("Value error, ")
+            lines.append(f"{source}: {key} = {shown!r}: {message}" if item["loc"] else f"{source}: {message}")
+    return "\n".join(lines)
+
+
+def _nearest(key: str) -> str:
+    names = key_names()
+    close = difflib.get_close_matches(key, names, 1, 0.5) or difflib.get_close_matches(
+        key.rsplit(".", 1)[-1], [n.rsplit(".", 1)[-1] for n in names], 1, 0.6
+    )
+    return f"; did you mean {close[0]!r}?" if close else "; see configs/quickstart.yaml for all keys"
+
+
+def key_names(model: type[BaseModel] = Config, prefix: str = "") -> list[str]:
+    """Every dotted key of the config, sections included."""
+    names: list[str] = []
+    for name, field in model.model_fields.items():
+        names.append(prefix + name)
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            names += key_names(field.annotation, f"{prefix}{name}.")
+    return names
+
+
+def dump(config: Config) -> str:
+    """The resolved config as YAML."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)

@@ -1,0 +1,1 @@
+"""From committed shards to training batches, in the global sample order."""

@@ -1,0 +1,104 @@
+"""Random access to the samples of a dataset, joined with one of its sidecars row by row."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import pyarrow as pa
+
+from shards import manifest, sidecar
+from shards.commit import StageFolder
+from shards.decode import decode_image, image_member, sample_text
+from shards.reader import BaseShard, embeddings_of, read_sidecar
+
+OPEN_SHARDS = 64
+NO_BOXES = np.zeros((0, 4), np.float32)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One image with what its sidecar says of it. Unused arrays are empty."""
+
+    pixels: np.ndarray | None  # H x W x 3 uint8
+    text: str
+    boxes: np.ndarray  # R x 4
+    region: np.ndarray  # P
+    attribute: np.ndarray  # P, or A mentioned ids for `regions`
+    embedding: np.ndarray | None  # R x D
+
+
+class SidecarRows:
+    """A pairs-like or regions-like sidecar with its list columns opened once."""
+
+    def __init__(self, table: pa.Table) -> None:
+        self.boxes, self.box_at = sidecar.list_column(table, "boxes")
+        name = "attribute" if "attribute" in table.column_names else "attributes"
+        self.attribute, self.attribute_at = sidecar.list_column(table, name)
+        self.region = sidecar.list_column(table, "region")[0] if "region" in table.column_names else None
+
+    def row(self, i: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """(boxes R x 4, region P, attribute P) of image i; region is empty for a regions sidecar."""
+        pairs = slice(self.attribute_at[i], self.attribute_at[i + 1])
+        region = self.region[pairs] if self.region is not None else np.zeros(0, np.uint16)
+        return self.boxes[self.box_at[i] : self.box_at[i + 1]], region, self.attribute[pairs]
+
+
+class OpenShard:
+    """A base shard with its joined sidecar; the sidecar's keys are checked against the base when it is opened."""
+
+    def __init__(self, dataset_url: str, shard: str, stage: str | None, embeddings: bool) -> None:
+        self.base = BaseShard(StageFolder(dataset_url, "base"), shard)
+        self.rows: SidecarRows | None = None
+        self.embedding: np.ndarray | None = None
+        if stage:
+            folder = StageFolder(dataset_url, stage)
+            table = read_sidecar(folder, shard, sidecar.REGIONS if stage == "regions" else sidecar.PAIRS)
+            sidecar.check_aligned(table, self.base.keys, folder.store.path(shard))
+            self.rows = SidecarRows(table)
+        if embeddings:
+            image_row, self.embedding = embeddings_of(read_sidecar(StageFolder(dataset_url, "embeddings"), shard, None))
+            self.embedding_at = np.searchsorted(image_row, np.arange(len(self.base) + 1))
+
+
+class Samples:
+    """Samples of `<dataset>/base` joined with `<dataset>/<stage>`, by (shard index, row).
+
+    stage: a sidecar stage (`pairs`, `truth`, `regions`) or None. Keeps the most recently used shards open.
+    """
+
+    def __init__(
+        self, dataset_url: str, stage: str | None, *, images: bool, embeddings: bool = False, max_pixels: int
+    ) -> None:
+        self.dataset_url, self.stage = dataset_url, stage
+        self.images, self.embeddings, self.max_pixels = images, embeddings, max_pixels
+        self._open: OrderedDict[int, OpenShard] = OrderedDict()
+
+    @cached_property
+    def manifest(self) -> manifest.Manifest:
+        return manifest.read(StageFolder(self.dataset_url, "base"))
+
+    def shard(self, index: int) -> OpenShard:
+        if index in self._open:
+            self._open.move_to_end(index)
+        else:
+            name = self.manifest.shards[index]
+            self._open[index] = OpenShard(self.dataset_url, name, self.stage, self.embeddings)
+            if len(self._open) > OPEN_SHARDS:
+                self._open.popitem(last=False)
+        return self._open[index]
+
+    def row(self, index: int, row: int) -> Row:
+        shard = self.shard(index)
+        boxes, region, attribute = shard.rows.row(row) if shard.rows else (NO_BOXES, np.zeros(0), np.zeros(0))
+        embedding = None
+        if shard.embedding is not None:
+            embedding = shard.embedding[shard.embedding_at[row] : shard.embedding_at[row + 1]]
+        if not self.images:
+            return Row(None, "", boxes, region, attribute, embedding)
+        members = shard.base.sample(row)
+        pixels = decode_image(image_member(members), self.max_pixels)
+        text = sample_text(members) if self.stage is None else ""
+        return Row(pixels, text, boxes, region, attribute, embedding)

@@ -1,0 +1,27 @@
+"""Augmentation as a pure function of (seed, epoch, sample), so that a resumed run repeats it exactly."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from jaxtyping import UInt8
+
+
+def shift(pixels: UInt8[np.ndarray, "H W 3"], limit: int, identity: Sequence[int]) -> UInt8[np.ndarray, "H W 3"]:
+    """Translate by up to `limit` pixels each way, black at the edges; boxes stay. `identity`: seed, epoch, sample."""
+    if limit == 0:
+        return pixels
+    down, right = np.random.default_rng(list(identity)).integers(-limit, limit + 1, 2)
+    padded = np.pad(pixels, ((limit, limit), (limit, limit), (0, 0)))
+    height, width = pixels.shape[:2]
+    return padded[limit - down : limit - down + height, limit - right : limit - right + width]
+
+
+def stack(images: Sequence[UInt8[np.ndarray, "H W 3"]]) -> UInt8[np.ndarray, "N 3 H W"]:
+    """A batch of images, padded with black at the right and bottom to the largest height and width."""
+    height, width = max(i.shape[0] for i in images), max(i.shape[1] for i in images)
+    batch = np.zeros((len(images), 3, height, width), np.uint8)
+    for n, image in enumerate(images):
+        batch[n, :, : image.shape[0], : image.shape[1]] = image.transpose(2, 0, 1)
+    return batch

@@ -1,0 +1,77 @@
+"""Image towers: a stem to a feature map, and a region head that embeds whatever RoIAlign cuts from it.
+
+The whole image goes through the same head convolutionally and is averaged, so that whole images and regions are
+embedded at one scale (sending the whole image through the head as one box puts digits at chance).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from villa_dist.config import ImageTowerConfig
+from villa_dist.encoders.norm import GlobalBatchNorm
+from villa_dist.roi_align import roi_align
+
+
+class ImageTower(Protocol):
+    """What an image tower offers. `feature_dim` is the width before projection."""
+
+    feature_dim: int
+
+    def feature_map(self, pixels: Float[Tensor, "N 3 H W"]) -> Float[Tensor, "N C h w"]: ...
+
+    def whole(self, maps: Float[Tensor, "N C h w"]) -> Float[Tensor, "N F"]: ...
+
+    def regions(
+        self, maps: Float[Tensor, "N C h w"], boxes: Float[Tensor, "R 4"], image_of: Int[Tensor, " R"]
+    ) -> Float[Tensor, "R F"]: ...
+
+
+def conv_block(channels_in: int, channels_out: int, stride: int) -> nn.Sequential:
+    convolution = nn.Conv2d(channels_in, channels_out, 3, stride, 1, bias=False)
+    return nn.Sequential(convolution, GlobalBatchNorm(channels_out), nn.ReLU())
+
+
+class ConvTower(nn.Module):
+    """A small convolutional tower trained from scratch: stride 4 to the map, stride 8 in the head."""
+
+    stride = 4
+
+    def __init__(self, config: ImageTowerConfig) -> None:
+        super().__init__()
+        width = config.width
+        self.bins = config.roi_bins
+        self.feature_dim = 8 * width
+        self.stem = nn.Sequential(
+            conv_block(3, width // 2, 2), conv_block(width // 2, width, 2), conv_block(width, width, 1)
+        )
+        cells = (self.bins + 1) // 2
+        self.head = nn.Sequential(
+            conv_block(width, 2 * width, 2),
+            nn.Conv2d(2 * width, self.feature_dim, cells, bias=False),  # a region becomes one place
+            GlobalBatchNorm(self.feature_dim),
+            nn.ReLU(),
+        )
+
+    def feature_map(self, pixels: Float[Tensor, "N 3 H W"]) -> Float[Tensor, "N C h w"]:
+        maps: Tensor = self.stem(pixels.contiguous(memory_format=torch.channels_last))
+        return maps
+
+    def whole(self, maps: Float[Tensor, "N C h w"]) -> Float[Tensor, "N F"]:
+        pooled: Tensor = self.head(maps).mean((2, 3))
+        return pooled
+
+    def regions(
+        self, maps: Float[Tensor, "N C h w"], boxes: Float[Tensor, "R 4"], image_of: Int[Tensor, " R"]
+    ) -> Float[Tensor, "R F"]:
+        cut = roi_align(maps, boxes, image_of, bins=self.bins, scale=1 / self.stride, samples=1)
+        pooled: Tensor = self.head(cut).mean((2, 3))
+        return pooled
+
+
+IMAGE_TOWERS: dict[str, Callable[[ImageTowerConfig], ConvTower]] = {"conv": ConvTower}

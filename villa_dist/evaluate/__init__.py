@@ -1,0 +1,1 @@
+"""Evaluation: pure metrics, and their assembly from committed sidecars."""

@@ -1,0 +1,94 @@
+"""Metrics of a run from its committed sidecars: retrieval of each model, and quality of the mapping."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from shards import manifest, sidecar
+from shards.commit import StageFolder
+from shards.reader import read_sidecar
+from shards.store import Store
+from villa_dist import models
+from villa_dist.attributes import vocabulary
+from villa_dist.config import Config
+from villa_dist.evaluate.mapping_quality import Counts, compare
+from villa_dist.evaluate.retrieval import r_precision
+from villa_dist.train.jobs import attribute_embeddings, model_folder
+from villa_dist.types import RegionAttributePairs
+
+EMBEDDED = pa.schema([("row", pa.int32())])
+
+
+def retrieval(config: Config, split: str, job: str) -> dict[str, Any]:
+    """R-Precision of a model on the true regions of a split, in percent: a2r, r2a, and a2r by attribute group."""
+    words = vocabulary.read(Store(config.run))
+    folder = StageFolder(f"{config.run}/{split}", f"evaluate-{job}")
+    parts, truths = [], []
+    for shard in manifest.read(folder).shards:
+        table = read_sidecar(folder, shard, EMBEDDED)
+        column = table["embedding"].combine_chunks()
+        column = column.chunk(0) if isinstance(column, pa.ChunkedArray) else column
+        parts.append(column.flatten().to_numpy().reshape(len(table), -1))
+        truths.append(truth_matrix(config, split, shard, len(words)))
+    region, truth = np.concatenate(parts), np.concatenate(truths)
+    attribute = attribute_embeddings(models.load_vlm(model_folder(config, job)), words).numpy()
+    found = r_precision(region, attribute, truth)
+    groups = np.array(words.groups)
+    return {
+        "a2r": percent(found.a2r),
+        "r2a": percent(found.r2a),
+        "a2r_by_group": {g: percent(float(np.nanmean(found.by_attribute[groups == g]))) for g in dict.fromkeys(groups)},
+        "regions": len(region),
+    }
+
+
+def truth_matrix(config: Config, split: str, shard: str, attributes: int) -> np.ndarray:
+    """R x A: which true region of a shard has which attribute. Attribute ids of `truth` are those of the vocabulary."""
+    table = read_sidecar(StageFolder(f"{config.run}/{split}", "truth"), shard, sidecar.PAIRS)
+    _, box_at = sidecar.list_column(table, "boxes")
+    region, pair_at = sidecar.list_column(table, "region")
+    attribute, _ = sidecar.list_column(table, "attribute")
+    row = region.astype(np.int64) + np.repeat(box_at[:-1], np.diff(pair_at))
+    matrix = np.zeros((int(box_at[-1]), attributes), bool)
+    matrix[row, attribute] = True
+    return matrix
+
+
+def pair_rows(config: Config, split: str, stage: str, shard: str) -> list[RegionAttributePairs]:
+    """The pairs of every image of a shard, from a pairs-like sidecar."""
+    table = read_sidecar(StageFolder(f"{config.run}/{split}", stage), shard, sidecar.PAIRS)
+    boxes, box_at = sidecar.list_column(table, "boxes")
+    region, at = sidecar.list_column(table, "region")
+    attribute, _ = sidecar.list_column(table, "attribute")
+    score, _ = sidecar.list_column(table, "score")
+    return [
+        RegionAttributePairs(
+            boxes[box_at[i] : box_at[i + 1]],
+            region[at[i] : at[i + 1]].astype(np.int64),
+            attribute[at[i] : at[i + 1]].astype(np.int64),
+            score[at[i] : at[i + 1]],
+        )
+        for i in range(len(table))
+    ]
+
+
+def mapping(config: Config, split: str) -> dict[str, Any]:
+    """Micro precision, recall and F1 of the pairs of a split, in percent, and F1 by attribute group."""
+    words = vocabulary.read(Store(config.run))
+    groups = np.array(words.groups)
+    total, pairs = Counts.zero(len(words)), 0
+    for shard in manifest.read(StageFolder(f"{config.run}/{split}", "pairs")).shards:
+        found, true = (pair_rows(config, split, stage, shard) for stage in ("pairs", "truth"))
+        for mine, theirs in zip(found, true, strict=True):
+            total = total + compare(mine, theirs, len(words))
+            pairs += len(mine.region)
+    every = total.over(np.ones(len(words), bool))
+    by_group = {g: percent(total.over(groups == g)["f1"]) for g in dict.fromkeys(words.groups)}
+    return {**{k: percent(v) for k, v in every.items()}, "f1_by_group": by_group, "pairs": pairs}
+
+
+def percent(value: float) -> float:
+    return round(100.0 * value, 2)

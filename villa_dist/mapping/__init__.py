@@ -1,0 +1,1 @@
+"""The mapping model: which of an image's regions does each attribute of its text describe?"""

@@ -1,0 +1,73 @@
+"""Losses that fit a mapping from image-level mentions, beside the paper's contrast (`villa_dist.losses`).
+
+Letters: I images, R regions, A attributes. Rows of `logit_RA` belong to images `image_of`.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from villa_dist.config import MappingConfig
+from villa_dist.losses import NEGATIVE_INFINITY, image_attribute_logits, mapping_contrast
+
+NOISY_OR_WEIGHT = 0.3  # beside the negative-unlabelled risk in `both`
+
+
+def noisy_or(
+    logit_RA: Float[Tensor, "R A"], image_of: Int[Tensor, " R"], mentioned_IA: Bool[Tensor, "I A"]
+) -> Float[Tensor, ""]:
+    """Binary cross-entropy of "some region has a" = 1 - prod_r (1 - sigmoid(logit_ra)) against the mention."""
+    none_IA = logit_RA.new_zeros(mentioned_IA.shape).index_add(0, image_of, F.logsigmoid(-logit_RA)).clamp(max=-1e-6)
+    said = mentioned_IA.to(logit_RA.dtype)
+    return -(said * torch.log(-torch.expm1(none_IA)) + (1 - said) * none_IA).mean()
+
+
+def negative_unlabelled(
+    logit_RA: Float[Tensor, "R A"],
+    image_of: Int[Tensor, " R"],
+    mentioned_IA: Bool[Tensor, "I A"],
+    share_A: Float[Tensor, " A"],
+) -> Float[Tensor, ""]:
+    """Non-negative risk: regions of images that lack a are certain negatives, the others are unlabelled, a share
+    `share_A` of them positive (after non-negative PU learning, Kiryo et al. 2017, with the classes exchanged)."""
+    unlabelled_RA = mentioned_IA[image_of]
+    negative_RA = ~unlabelled_RA
+    as_positive, as_negative = F.softplus(-logit_RA), F.softplus(logit_RA)
+    count_u = unlabelled_RA.sum(0).clamp(min=1)
+    count_n = negative_RA.sum(0).clamp(min=1)
+    positive_A = (as_positive * unlabelled_RA).sum(0) / count_u - (1 - share_A) * (as_positive * negative_RA).sum(0) / count_n
+    negative_A = (1 - share_A) * (as_negative * negative_RA).sum(0) / count_n
+    usable_A = (negative_RA.any(0) & unlabelled_RA.any(0)).to(logit_RA.dtype)
+    return (usable_A * (positive_A.clamp(min=0) + negative_A)).sum() / usable_A.sum().clamp(min=1)
+
+
+def contrast_over_attributes(logit_IA: Float[Tensor, "I A"], mentioned_IA: Bool[Tensor, "I A"]) -> Float[Tensor, ""]:
+    """The paper's loss with the roles exchanged: a mentioned attribute against those the text does not mention."""
+    negative_I = torch.logsumexp(logit_IA.masked_fill(mentioned_IA, NEGATIVE_INFINITY), 1)
+    loss_IA = torch.logaddexp(logit_IA, negative_I[:, None].expand_as(logit_IA)) - logit_IA
+    return loss_IA[mentioned_IA].mean()
+
+
+def mapping_loss(
+    config: MappingConfig,
+    cosine_RA: Float[Tensor, "R A"],
+    logit_RA: Float[Tensor, "R A"],
+    image_of: Int[Tensor, " R"],
+    mentioned_IA: Bool[Tensor, "I A"],
+    share_A: Float[Tensor, " A"],
+) -> Float[Tensor, ""]:
+    """The loss a config names."""
+    if config.loss == "contrastive":
+        score_RA = cosine_RA / config.temperature
+        pooled_IA = image_attribute_logits(score_RA, image_of, mentioned_IA.shape[0], config.pooling)
+        loss = mapping_contrast(pooled_IA, mentioned_IA, reference_denominator=config.reference_denominator)
+        return loss + contrast_over_attributes(pooled_IA, mentioned_IA) if config.contrast == "both" else loss
+    if config.loss == "noisy_or":
+        return noisy_or(logit_RA, image_of, mentioned_IA)
+    risk = negative_unlabelled(logit_RA, image_of, mentioned_IA, share_A)
+    return risk if config.loss == "negative_unlabelled" else risk + NOISY_OR_WEIGHT * noisy_or(
+        logit_RA, image_of, mentioned_IA
+    )

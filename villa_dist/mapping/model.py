@@ -1,0 +1,120 @@
+"""Mapping heads and the model around them.
+
+Letters: R regions, A attributes, E width of the region features, D width of the attribute embeddings, H hidden.
+Region features come from a frozen VLM (`encoder: frozen`) or from a tower trained with the head (`end_to_end`);
+attribute embeddings h_a are frozen: the unit mean of the prompts' embeddings by the one-to-one VLM.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int, UInt8
+from torch import Tensor, nn
+
+from villa_dist.config import ImageTowerConfig, MappingConfig
+from villa_dist.encoders.image import IMAGE_TOWERS
+from villa_dist.vlm.model import to_unit_range
+
+
+class PerAttributeHeads(nn.Module):
+    """The paper's model: one projection Linear-ReLU-Linear an attribute, all in three batched products.
+
+    score_ra = cos(P_a(e_r), h_a). Parameters grow with the vocabulary: for tens of attributes.
+    """
+
+    def __init__(self, features: int, dim: int, hidden: int, attributes: int) -> None:
+        super().__init__()
+        self.first = nn.Parameter(torch.empty(attributes, features, hidden))
+        self.first_bias = nn.Parameter(torch.zeros(attributes, 1, hidden))
+        self.second = nn.Parameter(torch.empty(attributes, hidden, dim))
+        self.second_bias = nn.Parameter(torch.zeros(attributes, 1, dim))
+        for weight in (self.first, self.second):
+            bound = 1.0 / math.sqrt(weight.shape[1])
+            nn.init.uniform_(weight, -bound, bound)
+
+    def forward(
+        self, feature: Float[Tensor, "R E"], attribute: Float[Tensor, "V D"], ids: Int[Tensor, " A"]
+    ) -> Float[Tensor, "R A"]:
+        hidden_ARH = F.relu(torch.matmul(feature, self.first[ids]) + self.first_bias[ids])
+        out_ARD = torch.baddbmm(self.second_bias[ids], hidden_ARH, self.second[ids])
+        unit_ARD = F.normalize(out_ARD, dim=-1)
+        return torch.einsum("ard,ad->ra", unit_ARD, attribute[ids])
+
+
+class SharedHead(nn.Module):
+    """One head for any vocabulary: score_ra = cos(u(e_r), v(h_a)), a single matrix product over all attributes.
+
+    With P(e; h) = W2 (relu(W1 e) * gate(h)), <P(e; h), h> = <relu(W1 e), gate(h) * W2' h>: a product of a function of the
+    region and a function of the attribute's text, so attributes never seen in training are scored too.
+    """
+
+    def __init__(self, features: int, dim: int, hidden: int) -> None:
+        super().__init__()
+        self.region = nn.Linear(features, hidden)
+        self.gate = nn.Linear(dim, hidden)
+        self.attribute = nn.Linear(dim, hidden, bias=False)
+
+    def forward(
+        self, feature: Float[Tensor, "R E"], attribute: Float[Tensor, "V D"], ids: Int[Tensor, " A"]
+    ) -> Float[Tensor, "R A"]:
+        chosen_AD = attribute[ids]
+        u_RH = F.normalize(F.relu(self.region(feature)), dim=-1)
+        v_AH = F.normalize(torch.sigmoid(self.gate(chosen_AD)) * self.attribute(chosen_AD), dim=-1)
+        return u_RH @ v_AH.T
+
+
+HEADS = {
+    "per_attribute": lambda e, d, h, a: PerAttributeHeads(e, d, h, a),
+    "shared": lambda e, d, h, a: SharedHead(e, d, h),
+}
+
+
+class MappingModel(nn.Module):
+    """Cosine scores of regions against attributes, and logits calibrated by each attribute's rate.
+
+    attribute: V x D frozen embeddings. rate: V, the expected share of regions that have each attribute (see
+    `mapping.rates`). With `encoder: end_to_end` the model owns an image tower.
+    """
+
+    attribute: Tensor
+    prior: Tensor
+
+    def __init__(
+        self,
+        config: MappingConfig,
+        tower: ImageTowerConfig,
+        attribute: Float[Tensor, "V D"],
+        rate: Float[Tensor, " V"],
+        features: int,
+    ) -> None:
+        super().__init__()
+        self.config = config
+        self.tower = IMAGE_TOWERS[tower.name](tower) if config.encoder == "end_to_end" else None
+        if self.tower is not None:
+            features = self.tower.feature_dim
+        self.head = HEADS[config.head](features, attribute.shape[1], config.hidden, attribute.shape[0])
+        self.log_scale = nn.Parameter(torch.full((1,), math.log(1.0 / config.temperature)))
+        self.register_buffer("attribute", attribute)
+        self.register_buffer("prior", torch.logit(rate.clamp(0.01, 0.9)))
+
+    def features(
+        self, pixels: UInt8[Tensor, "N 3 H W"], boxes: Float[Tensor, "R 4"], image_of: Int[Tensor, " R"]
+    ) -> Float[Tensor, "R E"]:
+        """Region features by the model's own tower (`encoder: end_to_end`)."""
+        assert self.tower is not None, "a frozen mapping takes features from an embeddings sidecar"
+        return self.tower.regions(self.tower.feature_map(to_unit_range(pixels)), boxes, image_of)
+
+    def cosine(self, feature: Float[Tensor, "R E"], ids: Int[Tensor, " A"]) -> Float[Tensor, "R A"]:
+        score: Tensor = self.head(feature, self.attribute, ids)
+        return score
+
+    def logits(self, cosine: Float[Tensor, "R A"], ids: Int[Tensor, " A"]) -> Float[Tensor, "R A"]:
+        return cosine * self.log_scale.exp() + self.prior[ids]
+
+    def scores(self, feature: Float[Tensor, "R E"], ids: Int[Tensor, " A"]) -> Float[Tensor, "R A"]:
+        """What assignment cuts: the cosine after a contrastive fit, a probability after the others."""
+        cosine = self.cosine(feature, ids)
+        return cosine if self.config.loss == "contrastive" else torch.sigmoid(self.logits(cosine, ids))

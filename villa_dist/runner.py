@@ -1,0 +1,83 @@
+"""Where work runs: the protocol, and the runner that uses this process. `cluster` has the one that uses Ray.
+
+Both run the same stage objects and the same training function, so their output is the same byte for byte.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+from villa_dist.stages.base import StageRequest, make_stage
+from villa_dist.train.jobs import TrainRequest, run_request
+
+
+class Runner(Protocol):
+    """Raises what the work raises: VillaError for what a user can mend."""
+
+    def shards(self, request: StageRequest, shards: Sequence[str], done: Callable[[str], None]) -> None:
+        """Process `shards`, in any order; `done(shard)` after each commit."""
+        ...
+
+    def train(self, request: TrainRequest) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class LocalRunner:
+    """Everything in this process; training with several workers spawns them on this host."""
+
+    def shards(self, request: StageRequest, shards: Sequence[str], done: Callable[[str], None]) -> None:
+        stage = make_stage(request)
+        for shard in shards:
+            stage.process(shard)
+            done(shard)
+
+    def train(self, request: TrainRequest) -> None:
+        import torch.multiprocessing as mp
+
+        world = request.optim.workers
+        port = free_port()
+        failed: mp.SimpleQueue[tuple[int, BaseException]] = mp.get_context("spawn").SimpleQueue()
+        context = mp.start_processes(
+            _rank_main, args=(world, port, request, failed), nprocs=world, join=False, start_method="spawn"
+        )
+        assert context is not None
+        try:
+            while not context.join(timeout=1.0):
+                pass
+        except mp.ProcessExitedException as error:
+            raise RuntimeError(f"training {request.job}: {error}; run the same command again to resume") from error
+        except mp.ProcessRaisedException as error:
+            if not failed.empty():
+                raise failed.get()[1] from None
+            raise RuntimeError(f"training {request.job} failed: {error}") from error
+        finally:
+            for process in context.processes:
+                if process.is_alive():
+                    process.kill()
+
+    def close(self) -> None:
+        pass
+
+
+def _rank_main(rank: int, world: int, port: int, request: TrainRequest, failed: object) -> None:
+    set_rank_environment(rank, world, "127.0.0.1", port)
+    try:
+        run_request(request)
+    except BaseException as error:
+        failed.put((rank, error))  # type: ignore[attr-defined]
+        raise
+
+
+def set_rank_environment(rank: int, world: int, host: str, port: int) -> None:
+    values = {"RANK": rank, "WORLD_SIZE": world, "LOCAL_RANK": rank, "MASTER_ADDR": host, "MASTER_PORT": port}
+    os.environ.update({k: str(v) for k, v in values.items()})
+
+
+def free_port() -> int:
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return int(s.getsockname()[1])

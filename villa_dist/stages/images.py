@@ -1,0 +1,40 @@
+"""Decoding a shard in batches of images, for the stages that embed regions."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from shards.decode import decode_image, image_member
+from shards.reader import BaseShard
+from villa_dist.data.transforms import stack
+
+
+@dataclass(frozen=True)
+class ImageBatch:
+    """Images `rows` of a shard with their regions. N images, R regions."""
+
+    rows: range
+    pixels: Tensor  # N 3 H W uint8
+    boxes: Tensor  # R 4
+    image_of: Tensor  # R, 0 to N - 1
+
+
+def image_batches(
+    base: BaseShard, boxes: np.ndarray, box_at: np.ndarray, size: int, max_pixels: int
+) -> Iterator[ImageBatch]:
+    """Batches of up to `size` images in tar order; `boxes[box_at[i]:box_at[i + 1]]` are those of image i."""
+    for start in range(0, len(base), size):
+        rows = range(start, min(start + size, len(base)))
+        pixels = [decode_image(image_member(base.sample(r)), max_pixels) for r in rows]
+        counts = np.diff(box_at[start : rows.stop + 1])
+        yield ImageBatch(
+            rows,
+            torch.from_numpy(stack(pixels)),
+            torch.from_numpy(boxes[box_at[start] : box_at[rows.stop]].astype(np.float32)),
+            torch.from_numpy(np.repeat(np.arange(len(rows)), counts)),
+        )

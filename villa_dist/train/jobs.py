@@ -1,0 +1,135 @@
+"""The three training jobs of a run, built in each rank from the config: one_to_one, mapping, and the region VLMs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+import torch
+from torch import nn
+
+from shards import manifest, sidecar
+from shards.commit import StageFolder
+from shards.errors import VillaError
+from shards.reader import read_sidecar
+from shards.store import Store
+from villa_dist import models
+from villa_dist.attributes import vocabulary
+from villa_dist.config import Config, OptimConfig
+from villa_dist.data.samples import Samples
+from villa_dist.mapping.model import MappingModel
+from villa_dist.mapping.rates import positive_share, rates
+from villa_dist.train.loop import JobParts, run_job
+from villa_dist.train.objective import MappingObjective, RegionObjective, WholeObjective, join_prompts
+from villa_dist.vlm.model import RegionVLM
+
+RATE_SHARDS = 256  # shards whose region sidecars are read for the attribute rates
+
+
+@dataclass(frozen=True)
+class TrainRequest:
+    """A training job of a run; small and picklable. pairs: the sidecar a region VLM learns from."""
+
+    job: str  # one_to_one, mapping, villa, ground_truth
+    config: Config
+    fingerprint: str
+    pairs: str = ""
+
+    @property
+    def folder(self) -> str:
+        return model_folder(self.config, self.job)
+
+    @property
+    def optim(self) -> OptimConfig:
+        if self.job == "one_to_one":
+            return self.config.pretrain
+        return self.config.mapping.fit if self.job == "mapping" else self.config.train
+
+
+def model_folder(config: Config, job: str) -> str:
+    return f"{config.run}/models/{job}"
+
+
+def run_request(request: TrainRequest) -> None:
+    """Train one job; called once on every rank, with the process group's environment set."""
+    build: Callable[[], JobParts]
+    if request.job == "one_to_one":
+        build = partial(one_to_one, request.config)
+    elif request.job == "mapping":
+        build = partial(mapping, request.config)
+    else:
+        build = partial(region_vlm, request.config, request.pairs)
+    run_job(build, request.optim, request.folder, request.config.seed, request.fingerprint)
+
+
+def one_to_one(config: Config) -> JobParts:
+    samples = _samples(config, None)
+    vlm = RegionVLM(config.model)
+    return JobParts(WholeObjective(vlm), samples, _vlm_of, models.vlm_description(config.model))
+
+
+def region_vlm(config: Config, pairs: str) -> JobParts:
+    words = vocabulary.read(Store(config.run))
+    objective = RegionObjective(RegionVLM(config.model), words.prompts)
+    return JobParts(objective, _samples(config, pairs), _vlm_of, models.vlm_description(config.model))
+
+
+def mapping(config: Config) -> JobParts:
+    """The mapping model over the one-to-one VLM: its frozen region features, or its tower trained on."""
+    frozen = config.mapping.encoder == "frozen"
+    samples = Samples(
+        f"{config.run}/train", "regions", images=not frozen, embeddings=frozen, max_pixels=config.data.max_pixels
+    )
+    vlm = models.load_vlm(model_folder(config, "one_to_one"))
+    words = vocabulary.read(Store(config.run))
+    attribute = attribute_embeddings(vlm, words)
+    images_with, mentions = mention_counts(config, len(words))
+    rate = rates(images_with, mentions)
+    share = torch.from_numpy(positive_share(images_with, rate)).float()
+    features = vlm.image.feature_dim
+    model = MappingModel(config.mapping, config.model.image, attribute, torch.from_numpy(rate).float(), features)
+    if model.tower is not None:
+        model.tower.load_state_dict(vlm.image.state_dict())
+    description = models.mapping_description(config.mapping, config.model.image, features)
+    return JobParts(MappingObjective(model, share), samples, _model_of, description)
+
+
+def attribute_embeddings(vlm: RegionVLM, words: vocabulary.Vocabulary) -> torch.Tensor:
+    """V x D: the unit mean of each attribute's prompts' embeddings."""
+    with torch.no_grad():
+        tokens, group_of = join_prompts([vlm.tokenize(list(p)) for p in words.prompts])
+        return vlm.embed_groups(tokens, group_of, len(words))
+
+
+def mention_counts(config: Config, attributes: int) -> tuple[np.ndarray, np.ndarray]:
+    """(images with n regions, by n; images that mention each attribute), from a sample of the region sidecars."""
+    folder = StageFolder(f"{config.run}/train", "regions")
+    shards = manifest.read(folder).shards
+    chosen = np.random.default_rng(config.seed).permutation(len(shards))[:RATE_SHARDS]
+    images_with, mentions = np.zeros(1, np.int64), np.zeros(attributes, np.int64)
+    for index in sorted(chosen.tolist()):
+        table = read_sidecar(folder, shards[index], sidecar.REGIONS)
+        counts = np.bincount(np.diff(sidecar.list_column(table, "boxes")[1]))
+        size = max(len(counts), len(images_with))
+        images_with = np.pad(images_with, (0, size - len(images_with))) + np.pad(counts, (0, size - len(counts)))
+        mentions += np.bincount(sidecar.list_column(table, "attributes")[0], minlength=attributes)
+    return images_with, mentions
+
+
+def _samples(config: Config, stage: str | None) -> Samples:
+    samples = Samples(f"{config.run}/train", stage, images=True, max_pixels=config.data.max_pixels)
+    if samples.manifest.total == 0:
+        raise VillaError("the train split holds no sample; see its quarantine for why each was refused")
+    return samples
+
+
+def _vlm_of(objective: nn.Module) -> nn.Module:
+    assert isinstance(objective, WholeObjective | RegionObjective)
+    return objective.vlm
+
+
+def _model_of(objective: nn.Module) -> nn.Module:
+    assert isinstance(objective, MappingObjective)
+    return objective.model

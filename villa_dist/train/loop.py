@@ -1,0 +1,188 @@
+"""One training job, from its spec to its committed weights: run_job -> train_steps -> engine.step.
+
+    <run>/models/<job>/config.json            what the job is bound to
+    <run>/models/<job>/checkpoints/step-…/    DeepSpeed checkpoints with our marker
+    <run>/models/<job>/metrics.jsonl          one line a logged step
+    <run>/models/<job>/model.safetensors      the weights, once done
+    <run>/models/<job>/done.json              the commit marker, last
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save as to_safetensors
+from torch import nn
+
+from shards.digest import sha256
+from shards.errors import VillaError
+from shards.store import Store
+from villa_dist.config import OptimConfig
+from villa_dist.data.loader import Batches
+from villa_dist.data.samples import Samples
+from villa_dist.distributed import barrier, rank, world_size
+from villa_dist.observe import LOG
+from villa_dist.train import checkpoint
+from villa_dist.train.checkpoint import TrainState
+from villa_dist.train.engine import Engine, init_process_group
+from villa_dist.train.names import CHECKPOINTS, DONE, METRICS, WEIGHTS
+from villa_dist.train.schedule import warmup_cosine
+
+LOG_STEPS = 10
+
+
+@dataclass(frozen=True)
+class JobParts:
+    """What `run_job` needs beyond the optimizer's settings. `export` picks what is saved from the objective."""
+
+    objective: nn.Module
+    samples: Samples
+    export: Callable[[nn.Module], nn.Module]
+    description: dict[str, Any]  # saved beside the weights; enough to rebuild the exported module
+
+
+def run_job(build: Callable[[], JobParts], config: OptimConfig, folder: str, seed: int, fingerprint: str) -> None:
+    """Train to `config.steps`, resuming from the newest whole checkpoint. Called once on every rank.
+
+    Raises: VillaError when the loss is not finite, or a checkpoint belongs to other data.
+    """
+    torch.set_num_threads(config.threads)
+    init_process_group()
+    torch.manual_seed(seed)
+    parts = build()
+    engine = Engine(parts.objective, config)
+    try:
+        train_steps(engine, parts, config, Path(folder), seed, fingerprint)
+    finally:
+        engine.close()
+
+
+def train_steps(
+    engine: Engine, parts: JobParts, config: OptimConfig, folder: Path, seed: int, fingerprint: str
+) -> None:
+    checkpoints = folder / CHECKPOINTS
+    data = parts.samples.manifest.digest
+    start = resume(engine, checkpoints, data, fingerprint)
+    metrics = MetricsFile(folder / METRICS, start) if rank() == 0 else None
+    batches = Batches(
+        parts.samples,
+        seed=seed,
+        window=config.window,
+        batch_images=config.batch_images,
+        rank=rank(),
+        world=world_size(),
+        shift_pixels=config.shift_pixels,
+        start=start,
+        stop=config.steps,
+    )
+    engine.module.train()
+    clock, regions = time.perf_counter(), 0
+    for step, batch in batches:
+        rate = warmup_cosine(step, config.steps, config.warmup_steps, config.learning_rate)
+        loss = engine(batch.to(engine.device))
+        if not bool(torch.isfinite(loss)):
+            raise VillaError(
+                f"the loss of {folder.name} is {loss.item()} at step {step} (seed {seed}, global batch "
+                f"{config.batch_images}); lower its learning_rate ({config.learning_rate}) and run again with --force"
+            )
+        engine.step(loss, rate)
+        regions += len(batch.boxes)
+        if metrics and ((step + 1) % LOG_STEPS == 0 or step + 1 == config.steps):
+            seconds = time.perf_counter() - clock
+            images = (step + 1 - start) * config.batch_images
+            metrics.write(
+                step=step + 1,
+                loss=round(loss.item(), 6),
+                learning_rate=rate,
+                images_per_second=round(images / seconds, 2),
+                regions_per_second=round(regions * world_size() / seconds, 2),
+                data_wait=round(batches.waited / seconds, 4),
+            )
+        if (step + 1) % config.checkpoint_steps == 0 or step + 1 == config.steps:
+            state = TrainState(step + 1, seed, config.batch_images, data, fingerprint)
+            save(engine, checkpoints, state, config.keep_checkpoints)
+    weights = engine.full_state_dict()
+    if rank() == 0:
+        finish(engine, parts, weights, folder, fingerprint)
+    barrier()
+
+
+def resume(engine: Engine, checkpoints: Path, data: str, fingerprint: str) -> int:
+    """The step to start from. Every rank scans by itself; the choice is the same, since saving ends with a barrier."""
+    found = checkpoint.newest(checkpoints)
+    barrier()  # nobody may prune or save before all have looked
+    if found is None:
+        return 0
+    path, state = found
+    if (state.manifest, state.fingerprint) != (data, fingerprint):
+        raise VillaError(
+            f"checkpoint {path} belongs to other data or another config (data {state.manifest}, config "
+            f"{state.fingerprint}; now {data}, {fingerprint}); set `run` to another folder, or repeat with --force"
+        )
+    engine.load(checkpoints, path.name)
+    if rank() == 0:
+        LOG.info("%s resumes at step %d", checkpoints.parent.name, state.step)
+    return state.step
+
+
+def save(engine: Engine, checkpoints: Path, state: TrainState, keep: int) -> None:
+    tag = checkpoint.tag(state.step)
+    engine.save(checkpoints, tag, {"step": state.step})
+    barrier()
+    if rank() == 0:
+        checkpoint.seal(checkpoints / tag, state)
+        checkpoint.prune(checkpoints, keep)
+    barrier()
+
+
+def finish(engine: Engine, parts: JobParts, weights: dict[str, torch.Tensor], folder: Path, fingerprint: str) -> None:
+    """Write the exported module's weights, then the marker."""
+    exported = parts.export(engine.module)
+    prefix = next(name for name, module in engine.module.named_modules() if module is exported)
+    mine = {
+        k.removeprefix(f"{prefix}."): v.detach().contiguous().cpu()
+        for k, v in weights.items()
+        if not prefix or k.startswith(f"{prefix}.")
+    }
+    data = to_safetensors(mine)
+    store = Store(str(folder))
+    store.put("model.json", json.dumps(parts.description, indent=1, sort_keys=True).encode())
+    store.put(WEIGHTS, data)
+    done = {"fingerprint": fingerprint, "sha256": sha256(data), "bytes": len(data)}
+    store.put(DONE, json.dumps(done, indent=1, sort_keys=True).encode())
+
+
+class MetricsFile:
+    """metrics.jsonl. Lines past the step that training resumes from are dropped first, so each step stands once."""
+
+    def __init__(self, path: Path, start: int) -> None:
+        self.path = path
+        path.parent.mkdir(parents=True, exist_ok=True)
+        kept = [line for line in read_metrics(path) if line["step"] <= start]
+        temporary = path.with_name(path.name + ".tmp")
+        temporary.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
+        os.replace(temporary, path)
+
+    def write(self, **values: float) -> None:
+        with open(self.path, "a", encoding="utf-8") as f:
+            f.write(json.dumps(values) + "\n")
+
+
+def read_metrics(path: Path) -> list[dict[str, float]]:
+    """Whole lines of a metrics file; a line cut by a crash is left out."""
+    if not path.is_file():
+        return []
+    lines = []
+    for text in path.read_text(encoding="utf-8").splitlines():
+        try:
+            lines.append(json.loads(text))
+        except ValueError:
+            continue
+    return lines

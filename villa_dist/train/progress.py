@@ -1,0 +1,39 @@
+"""Progress of a training job as its driver sees it: the metrics file of rank 0, read every second."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from villa_dist.observe import Progress
+from villa_dist.train.loop import read_metrics
+from villa_dist.train.names import METRICS
+
+
+@contextmanager
+def watch(folder: str, job: str, steps: int) -> Iterator[None]:
+    """Show steps, rate, loss and ETA while the block runs."""
+    path, stop = Path(folder) / METRICS, threading.Event()
+    known = read_metrics(path)
+    with Progress(f"train {job}", steps, "steps", int(known[-1]["step"]) if known else 0) as progress:
+
+        def follow() -> None:
+            while not stop.wait(1.0):
+                show()
+
+        def show() -> None:
+            lines = read_metrics(path)
+            if lines:
+                last = lines[-1]
+                progress.update(int(last["step"]), f"loss {last['loss']:.3f}, {last['images_per_second']:.0f} images/s")
+
+        thread = threading.Thread(target=follow, name="villa-progress", daemon=True)
+        thread.start()
+        try:
+            yield
+            show()
+        finally:
+            stop.set()
+            thread.join(timeout=5.0)
