@@ -68,7 +68,7 @@ def ragged(schema_type: pa.DataType, values: np.ndarray, lengths: Sequence[int])
 def to_bytes(sidecar: pa.Table) -> bytes:
     """Deterministic Parquet bytes: equal tables give equal bytes for one version of pyarrow."""
     sink = io.BytesIO()
-    pq.write_table(sidecar, sink, compression="zstd", compression_level=3, store_schema=False)
+    pq.write_table(sidecar, sink, compression="zstd", compression_level=3)
     return sink.getvalue()
 
 
@@ -91,8 +91,8 @@ def list_column(sidecar: pa.Table, name: str) -> tuple[np.ndarray, np.ndarray]:
         column = column.chunk(0) if column.num_chunks else pa.array([], type=column.type)
     offsets = column.offsets.to_numpy()
     child = column.values
-    if pa.types.is_fixed_size_list(child.type):
-        values = child.values.to_numpy(zero_copy_only=False).reshape(-1, child.type.list_size)
+    if pa.types.is_nested(child.type):  # boxes; files of other writers may have lost the fixed length
+        values = child.flatten().to_numpy(zero_copy_only=False).reshape(-1, 4)
     else:
         values = child.to_numpy(zero_copy_only=False)
     return values[offsets[0] : offsets[-1]], offsets - offsets[0]

@@ -31,6 +31,11 @@ class Pairs(NamedTuple):
     text: Int[Tensor, " P"]
 
 
+# torch 2.13 renamed both
+_all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
+_reduce_scatter = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
+
+
 class _GatherTexts(Function):
     """Equal slices (k, D) of each rank -> (world * k, D) on every rank. The gradient is summed over ranks."""
 
@@ -38,14 +43,14 @@ class _GatherTexts(Function):
     def forward(ctx: Any, part: Tensor) -> Tensor:
         ctx.rows = part.shape[0]
         whole = part.new_empty(world_size() * part.shape[0], part.shape[1])
-        dist.all_gather_into_tensor(whole, part.contiguous())
+        _all_gather(whole, part.contiguous())
         return whole
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Tensor:
         grad = grads[0].contiguous()
         part = grad.new_empty(ctx.rows, grad.shape[1])
-        dist.reduce_scatter_tensor(part, grad)
+        _reduce_scatter(part, grad)
         return part
 
 

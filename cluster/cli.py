@@ -1,0 +1,221 @@
+"""`villa`: one JSON line of the result on stdout, everything else on stderr, exit code 0 only when all succeeded."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Annotated, Any
+
+import typer
+
+from shards.errors import VillaError
+from villa_dist import __version__
+from villa_dist.config import Config, load
+from villa_dist.observe import set_up_logging
+
+app = typer.Typer(
+    name="villa",
+    help="Region-attribute pairs from image-text shards, and a contrastive VLM trained on them.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+ConfigArgument = Annotated[str, typer.Argument(help="a YAML config, for example configs/quickstart.yaml")]
+SetOption = Annotated[list[str] | None, typer.Option("--set", help="KEY=VALUE, for example train.steps=800; repeatable")]
+ForceOption = Annotated[bool, typer.Option("--force", help="redo stages whose config or inputs have changed")]
+
+INTERRUPTED = 130
+_RESULT = -1  # the descriptor of the real stdout
+
+
+def main() -> None:
+    """The console script. Libraries that print to stdout must not spoil the result line: they get stderr."""
+    global _RESULT
+    _RESULT = os.dup(1)
+    os.dup2(2, 1)
+    set_up_logging()
+    signal.signal(signal.SIGTERM, _terminate)
+    try:
+        app(standalone_mode=False)
+    except VillaError as error:
+        _stop(f"error: {error}", error.exit_code)
+    except KeyboardInterrupt:
+        _stop("interrupted: what is committed stays; the same command resumes", INTERRUPTED)
+    except typer.Abort:
+        _stop("interrupted", INTERRUPTED)
+    except Exception as error:
+        show = getattr(error, "show", None)  # a usage error of click's
+        if show is None:
+            raise
+        show()
+        _stop("", int(getattr(error, "exit_code", 2)))
+
+
+def _stop(message: str, code: int) -> None:
+    if message:
+        print(message, file=sys.stderr)
+    sys.stderr.flush()
+    os._exit(code) if code == INTERRUPTED else sys.exit(code)
+
+
+def _terminate(signum: int, frame: object) -> None:
+    raise KeyboardInterrupt
+
+
+def emit(result: dict[str, Any]) -> None:
+    """The result line."""
+    line = (json.dumps(result, ensure_ascii=False) + "\n").encode()
+    while line:
+        line = line[os.write(_RESULT if _RESULT >= 0 else 1, line) :]
+
+
+@contextmanager
+def pipeline(config: Config, force: bool) -> Iterator[Any]:
+    """A pipeline on the runner that the config names, with the run's folder held."""
+    from villa_dist.pipeline import Pipeline, lock
+
+    held = lock(config.run)
+    try:
+        if config.runner == "local":
+            from villa_dist.runner import LocalRunner
+
+            yield Pipeline(config, LocalRunner(), force=force)
+            return
+        from cluster.session import RaySession
+
+        with RaySession(config.ray):
+            from cluster.runner import RayRunner
+
+            runner = RayRunner(config.ray)
+            yield Pipeline(config, runner, force=force)
+            runner.close()
+    finally:
+        del held
+
+
+def _run(config: Config, stages: tuple[str, ...], force: bool, command: str) -> dict[str, Any]:
+    with pipeline(config, force) as line:
+        return {"command": command, **line.run(stages)}
+
+
+@app.command()
+def run(config: ConfigArgument, set_: SetOption = None, force: ForceOption = False) -> None:
+    """Run all stages of a config, resuming what is committed."""
+    from villa_dist.pipeline import STAGES
+
+    emit(_run(load(config, set_), STAGES, force, "run"))
+
+
+@app.command()
+def quickstart(
+    config: Annotated[str | None, typer.Argument(help="another config than the built-in one")] = None,
+    set_: SetOption = None,
+    force: ForceOption = False,
+) -> None:
+    """The whole pipeline on DocMNIST made from real handwritten digits; minutes on two cores; ends with a report."""
+    from villa_dist.pipeline import STAGES
+    from villa_dist.summary import table
+
+    result = _run(load(config, set_), STAGES, force, "quickstart")
+    print(table(result["metrics"], result.get("report", "")), file=sys.stderr)
+    emit(result)
+
+
+def _stage_command(name: str, text: str) -> None:
+    def command(config: ConfigArgument, set_: SetOption = None, force: ForceOption = False) -> None:
+        emit(_run(load(config, set_), (name,), force, name))
+
+    command.__doc__ = text
+    app.command(name)(command)
+
+
+for _name, _text in (
+    ("ingest", "Make base shards: generate DocMNIST, or check foreign WebDataset tars sample by sample."),
+    ("vocabulary", "Count which attributes the training texts mention."),
+    ("pretrain", "Train the one-to-one VLM on whole images and whole texts."),
+    ("regions", "Propose regions and find the attributes each text mentions."),
+    ("fit-mapping", "Fit the mapping model from image-level mentions."),
+    ("pairs", "Map regions to attributes: write the region-attribute pairs."),
+    ("train", "Train the region VLM on the pairs; resumes from its DeepSpeed checkpoints."),
+    ("evaluate", "R-Precision of each model and quality of the mapping on the held-out splits."),
+):
+    _stage_command(_name, _text)
+
+
+@app.command()
+def report(config: ConfigArgument, set_: SetOption = None) -> None:
+    """Write report.html of a run from what is committed."""
+    from villa_dist.report.build import build
+
+    loaded = load(config, set_)
+    emit({"command": "report", "run": loaded.run, "report": build(loaded)})
+
+
+@app.command()
+def status(run_folder: Annotated[str, typer.Argument(help="the folder of a run", metavar="RUN")]) -> None:
+    """What a run has committed so far, from its markers alone."""
+    from villa_dist.summary import status as read_status
+
+    emit({"command": "status", **read_status(run_folder)})
+
+
+@app.command()
+def docmnist(
+    out: Annotated[str, typer.Argument(help="folder for the splits' shards")],
+    config: Annotated[str | None, typer.Option("--config", help="a YAML config")] = None,
+    set_: SetOption = None,
+) -> None:
+    """Make DocMNIST shards with their true pairs: OUT/train, OUT/validation, OUT/test."""
+    overrides = [
+        *(set_ or []),
+        f"run={json.dumps(out)}",
+        "data.source=docmnist",
+        'evaluate.splits=["validation","test"]',
+    ]
+    emit(_run(load(config, [*overrides, "runner=local"]), ("ingest",), False, "docmnist"))
+
+
+@app.command()
+def study(config: ConfigArgument, set_: SetOption = None) -> None:
+    """The complexity study: both claims of the paper as a table and a plot with spread over seeds."""
+    from villa_dist.study import load_study, run_study
+
+    loaded = load_study(config, set_ or [])
+
+    def one(cell: Config) -> dict[str, Any]:
+        with pipeline(cell, False) as line:
+            result: dict[str, Any] = line.run(line_stages())
+            return result
+
+    emit({"command": "study", **run_study(loaded, one)})
+
+
+def line_stages() -> tuple[str, ...]:
+    from villa_dist.pipeline import STAGES
+
+    return tuple(s for s in STAGES if s != "report")
+
+
+@app.command()
+def doctor() -> None:
+    """What this machine can run, and what is missing."""
+    from cluster.doctor import examine
+
+    found = examine()
+    for line in found["lines"]:
+        print(line, file=sys.stderr)
+    emit({"command": "doctor", "ok": found["ok"], "found": found["found"]})
+    if not found["ok"]:
+        raise typer.Exit(1)
+
+
+@app.command()
+def version() -> None:
+    """Print the version."""
+    emit({"command": "version", "villa": __version__})
+
+

@@ -1,0 +1,94 @@
+"""A connection to Ray: the cluster that is named, or a local one made for this run and gone with it.
+
+A local Ray gets its own temporary folder, its own token and no dashboard, so that it neither meets nor leaves anything
+on the machine: a token file in the home folder would silently change how later clusters start.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import secrets
+import shutil
+import tempfile
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from shards.errors import VillaError
+from villa_dist.config import RayConfig
+from villa_dist.observe import LOG
+
+# A dead node is noticed after about a minute instead of five.
+KEEPALIVE = {"RAY_grpc_client_keepalive_time_ms": "10000", "RAY_grpc_client_keepalive_timeout_ms": "10000"}
+QUIET = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_TRAIN_V2_ENABLED": "1",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_DEDUP_LOGS": "1",
+}
+DRIVER_SLACK = 1  # logical CPUs beyond the machine's, for Ray Train's controller and for tasks beside the actors
+
+
+class RaySession:
+    """`with RaySession(config) as ray:`; on leaving, a local Ray is stopped and its folder removed."""
+
+    def __init__(self, config: RayConfig) -> None:
+        self.config = config
+        self._folder: Path | None = None
+
+    def __enter__(self) -> Any:
+        for name, value in {**KEEPALIVE, **QUIET}.items():
+            os.environ.setdefault(name, value)
+        address = self.config.address or os.environ.get("RAY_ADDRESS")
+        if not address:
+            self._make_folder()
+        import ray
+
+        options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+        try:
+            if address:
+                LOG.info("connecting to the Ray cluster at %s", address)
+                ray.init(address=address, **options)
+            else:
+                cpus = usable_cpus()
+                LOG.info("starting a local Ray on %d CPUs", cpus)
+                ray.init(
+                    num_cpus=cpus + DRIVER_SLACK,
+                    include_dashboard=False,
+                    _temp_dir=str(self._folder),
+                    object_store_memory=256 << 20,  # paths travel through Ray, never images
+                    **options,
+                )
+        except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
+            self._remove_folder()
+            raise VillaError(
+                f"no Ray cluster answers at {address or 'a local head'}: {error}; start one, correct ray.address or "
+                "RAY_ADDRESS, or work without Ray by --set runner=local"
+            ) from error
+        return ray
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        import ray
+
+        ray.shutdown()
+        self._remove_folder()
+
+    def _make_folder(self) -> None:
+        # Unix sockets below it must stay under 107 bytes, so it cannot be in the run's folder.
+        self._folder = Path(tempfile.mkdtemp(prefix="villa-ray-"))
+        token = self._folder / "token"
+        token.touch(mode=0o600)
+        token.write_text(secrets.token_hex(32), encoding="ascii")
+        os.environ["RAY_AUTH_MODE"] = "token"
+        os.environ["RAY_AUTH_TOKEN_PATH"] = str(token)
+
+    def _remove_folder(self) -> None:
+        if self._folder is not None:
+            shutil.rmtree(self._folder, ignore_errors=True)
+
+
+def usable_cpus() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
