@@ -182,22 +182,13 @@ def docmnist(
 @app.command()
 def study(config: ConfigArgument, set_: SetOption = None) -> None:
     """The complexity study: both claims of the paper as a table and a plot with spread over seeds."""
-    from villa_dist.study import load_study, run_study
+    from cluster.cells import run_cells
+    from villa_dist.config import load_study
+    from villa_dist.study import cells, summarise
 
-    loaded = load_study(config, set_ or [])
-
-    def one(cell: Config) -> dict[str, Any]:
-        with pipeline(cell, False) as line:
-            result: dict[str, Any] = line.run(line_stages())
-            return result
-
-    emit({"command": "study", **run_study(loaded, one)})
-
-
-def line_stages() -> tuple[str, ...]:
-    from villa_dist.pipeline import STAGES
-
-    return tuple(s for s in STAGES if s != "report")
+    loaded = load_study(config, set_)
+    results = run_cells(cells(loaded), loaded.out, loaded.parallel)
+    emit({"command": "study", **summarise(loaded, results)})
 
 
 @app.command()

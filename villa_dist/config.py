@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import difflib
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -124,7 +124,7 @@ class MappingConfig(Section):
     encoder: Literal["frozen", "end_to_end"] = "end_to_end"
     head: Literal["shared", "per_attribute"] = "shared"
     hidden: Positive = 256
-    loss: Literal["contrastive", "noisy_or", "negative_unlabelled", "both"] = "noisy_or"
+    loss: Literal["contrastive", "noisy_or", "negative_unlabelled", "both"] = "both"
     contrast: Literal["images", "both"] = "images"  # the paper contrasts over images
     pooling: Literal["max", "logsumexp"] = "max"
     temperature: PositiveFloat = 0.07
@@ -188,15 +188,43 @@ class Config(Section):
         return self
 
 
+class StudyConfig(Section):
+    """The complexity study: one run of `base` for every setting, target and seed.
+
+    equal_budget: the paper's setting, a fixed number of attributes, so fewer images at a higher complexity.
+    equal_images: `images` training images at every complexity.
+    """
+
+    out: Annotated[str, Field(min_length=1)] = "runs/study"
+    targets: Annotated[list[Annotated[int, Field(ge=4)]], Field(min_length=1)] = [6, 16, 33]
+    seeds: Annotated[list[Count], Field(min_length=1)] = [0, 1, 2]
+    settings: Annotated[list[Literal["equal_budget", "equal_images"]], Field(min_length=1)] = ["equal_budget", "equal_images"]
+    images: Positive = 1000
+    parallel: Positive = 2
+    base: Config = Config()
+
+
 def load(path: str | None, overrides: list[str] | None = None) -> Config:
     """The config of a YAML file with `--set` overrides. Raises: ConfigError naming file, key and remedy."""
+    return _load(Config, path, overrides or [])
+
+
+def load_study(path: str, overrides: list[str] | None = None) -> StudyConfig:
+    """A study's config; its `base` section is a run's config. Raises: ConfigError."""
+    return _load(StudyConfig, path, overrides or [])
+
+
+SectionType = TypeVar("SectionType", bound=Section)
+
+
+def _load(kind: type[SectionType], path: str | None, overrides: list[str]) -> SectionType:
     values: dict[str, Any] = _read(Path(path)) if path else {}
-    for override in overrides or []:
+    for override in overrides:
         _apply(values, override)
     try:
-        return Config.model_validate(values)
+        return kind.model_validate(values)
     except ValidationError as error:
-        raise ConfigError(_explain(error, path or "the built-in defaults", overrides or [])) from None
+        raise ConfigError(_explain(error, path or "the built-in defaults", overrides, kind)) from None
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -237,13 +265,13 @@ def _apply(values: dict[str, Any], override: str) -> None:
         place[last] = text
 
 
-def _explain(error: ValidationError, place: str, overrides: list[str]) -> str:
+def _explain(error: ValidationError, place: str, overrides: list[str], kind: type[BaseModel]) -> str:
     lines = []
     for item in error.errors():
         key = ".".join(str(part) for part in item["loc"]) or "(whole file)"
         source = next((f"--set {o}" for o in overrides if o.split("=", 1)[0].strip() == key), place)
         if item["type"] == "extra_forbidden":
-            lines.append(f"{source}: unknown key {key!r}{_nearest(key)}")
+            lines.append(f"{source}: unknown key {key!r}{_nearest(key, kind)}")
         else:
             shown = item["input"] if not isinstance(item["input"], dict) else "a section"
             message = item["msg"].removeprefix("Value error, ")
@@ -251,8 +279,8 @@ def _explain(error: ValidationError, place: str, overrides: list[str]) -> str:
     return "\n".join(lines)
 
 
-def _nearest(key: str) -> str:
-    names = key_names()
+def _nearest(key: str, kind: type[BaseModel]) -> str:
+    names = key_names(kind)
     close = difflib.get_close_matches(key, names, 1, 0.5) or difflib.get_close_matches(
         key.rsplit(".", 1)[-1], [n.rsplit(".", 1)[-1] for n in names], 1, 0.6
     )

@@ -1,0 +1,37 @@
+# Two commands on a fresh machine: `make quickstart` and `make test`. Each makes .venv first if it is not there.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.PHONY: quickstart test test-slow lint bench setup clean
+
+setup: $(READY)
+
+$(READY): pyproject.toml constraints/cpu.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints/cpu.txt setuptools torch
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints/cpu.txt --editable '.[dev]'
+	touch $(READY)
+
+quickstart: $(READY)
+	$(BIN)/villa quickstart configs/quickstart.yaml
+
+test: $(READY)
+	$(BIN)/python -m pytest
+
+test-slow: $(READY)
+	$(BIN)/python -m pytest -m slow --timeout 1500
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+bench: $(READY)
+	$(BIN)/python -m benchmarks.docmnist_generator
+	$(BIN)/python -m benchmarks.sidecar_size
+
+clean:
+	rm -rf $(VENV) build *.egg-info

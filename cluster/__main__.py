@@ -1,0 +1,5 @@
+"""`python -m cluster` is `villa`."""
+
+from cluster.cli import main
+
+main()

@@ -1,0 +1,99 @@
+"""The report's first paragraph: what was found, computed from the figures. Pure functions.
+
+A figure that is missing is left out of the sentence, a negative one is said in words.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from villa_dist.report.tables import Refusals, Score, SplitResults
+from villa_dist.report.text import count, figure, listed, number, percent
+
+DIRECTIONS = {"a2r": "attribute→region retrieval (A→R)", "r2a": "region→attribute retrieval (R→A)"}
+SHORT = {"a2r": "A→R", "r2a": "R→A"}
+
+
+def summary(measured: Sequence[SplitResults], images: Mapping[str, Any], refused: Refusals) -> list[str]:
+    """Sentences, most important first."""
+    if not measured:
+        found = ["No split of this run has known region-attribute pairs, so its models were not measured."]
+    else:
+        first = measured[0]
+        found = [_scores(first, images), *_gap(first), *_mapping(first)]
+    return [s for s in [*found, _refused(refused)] if s]
+
+
+def _scores(results: SplitResults, images: Mapping[str, Any]) -> str:
+    villa, base = results.row("villa"), results.row("one_to_one")
+    size = [count(images[results.split], "image")] if number(images.get(results.split)) is not None else []
+    size += [count(results.regions, "region")] if results.regions is not None else []
+    where = f"the {results.split} split" + (f" ({listed(size)})" if size else "")
+    if villa is None:
+        known = _values(base) if base else []
+        return f"On {where} no figure of ViLLA is known" + (f"; the one-to-one VLM reaches {listed(known)}." if known else ".")
+    reached = _values(villa)
+    if not reached:
+        return f"On {where} no figure of ViLLA is known."
+    against = [_difference(getattr(villa, m), SHORT[m]) for m in SHORT if getattr(villa, m).difference is not None]
+    return f"On {where} ViLLA reaches {listed(reached)}" + (f": {listed(against)}." if against else ".")
+
+
+def _values(row: Any) -> list[str]:
+    return [f"{percent(s.value)} in {DIRECTIONS[m]}" for m in DIRECTIONS if (s := getattr(row, m)).value is not None]
+
+
+def _difference(score: Score, name: str) -> str:
+    assert score.difference is not None
+    points = figure(abs(score.difference), 1)
+    if points == figure(0.0, 1):
+        return f"level with the one-to-one VLM in {name}"
+    return f"{points} points {'above' if score.difference > 0 else 'below'} the one-to-one VLM in {name}"
+
+
+def _gap(results: SplitResults) -> list[str]:
+    villa, best = results.row("villa"), results.row("ground_truth")
+    if villa is None or best is None:
+        return []
+    closed = {m: getattr(villa, m).closed for m in SHORT}
+    groups = [
+        ("goes beyond training on true pairs in {}", lambda s: s > 100.0),
+        ("closes {}", lambda s: 0.0 <= s <= 100.0),
+        ("falls behind, away from training on true pairs, in {}", lambda s: s < 0.0),
+    ]
+    said = []
+    for phrase, holds in groups:
+        mine = {m: s for m, s in closed.items() if s is not None and holds(s)}
+        if mine and phrase.startswith("closes"):
+            shares = listed([f"{percent(s, 0)} in {SHORT[m]}" for m, s in mine.items()])
+            said.append(f"closes {shares} of the gap to training on true pairs")
+        elif mine:
+            said.append(phrase.format(listed([f"{SHORT[m]} ({percent(s, 0)} of the gap)" for m, s in mine.items()])))
+    none = [
+        SHORT[m] for m, s in closed.items() if s is None and getattr(best, m).difference is not None
+    ]
+    sentences = [f"It {listed(said)}."] if said else []
+    if none:
+        sentences.append(
+            f"In {listed(none)} training on true pairs is no better than one-to-one training here, so there is no gap to close."
+        )
+    return sentences
+
+
+def _mapping(results: SplitResults) -> list[str]:
+    precision, recall = (number(results.mapping.get(name)) for name in ("precision", "recall"))
+    if precision is None or recall is None:
+        return []
+    return [
+        f"Of the pairs that the mapping assigned, {percent(precision)} are right, and it found {percent(recall)} of the "
+        f"true ones (F1 {figure(results.mapping.get('f1'), 1)})."
+    ]
+
+
+def _refused(refused: Refusals) -> str:
+    if not refused.splits:
+        return ""
+    if not refused.total:
+        return "Ingest refused no sample."
+    return f"Ingest refused {count(refused.total)} of {count(sum(refused.came_in), 'sample')}; the reasons are below."

@@ -1,0 +1,255 @@
+"""The tables of the report as plain records: results, mapping, training, stages, and what was refused."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from shards import sidecar
+from shards.commit import Marker, StageFolder
+from villa_dist.report.text import count, number
+
+JOBS = {"one_to_one": "One-to-one VLM", "villa": "ViLLA", "ground_truth": "Ground-truth pairs"}
+TRAINED = {
+    "one_to_one": "One-to-one VLM",
+    "mapping": "Mapping model",
+    "villa": "ViLLA",
+    "ground_truth": "Ground-truth pairs",
+}
+SPLITS = ("train", "validation", "test")
+STAGES = {
+    "base": "ingest",
+    "truth": "known pairs",
+    "vocabulary": "vocabulary",
+    "regions": "regions",
+    "embeddings": "region embeddings",
+    "pairs": "pairs",
+    "evaluate-one_to_one": "evaluate, one-to-one",
+    "evaluate-villa": "evaluate, ViLLA",
+    "evaluate-ground_truth": "evaluate, ground truth",
+}
+MIN_GAP = 0.5  # points; a share of a smaller gap says more about noise than about the method
+
+Markers = Mapping[tuple[str, str], Sequence[Marker]]  # (split, stage's folder) -> markers in shard order
+
+
+@dataclass(frozen=True)
+class Score:
+    """A metric in percent, its difference to the one-to-one VLM in points, and the share of the gap closed in percent."""
+
+    value: float | None
+    difference: float | None
+    closed: float | None
+
+
+@dataclass(frozen=True)
+class ResultRow:
+    job: str
+    label: str
+    a2r: Score
+    r2a: Score
+    by_group: tuple[float | None, ...]  # A->R, one a group of the table
+
+
+@dataclass(frozen=True)
+class SplitResults:
+    """What was measured on one split. `mapping` is empty where no pairs were compared with known ones."""
+
+    split: str
+    regions: int | None
+    groups: tuple[str, ...]
+    rows: tuple[ResultRow, ...]
+    mapping: Mapping[str, Any]
+    mapping_groups: tuple[str, ...]
+
+    def row(self, job: str) -> ResultRow | None:
+        return next((r for r in self.rows if r.job == job), None)
+
+
+def by_split(results: Mapping[str, Any]) -> list[SplitResults]:
+    """Every split of results.json, `test` first."""
+    splits = dict(results.get("splits") or {})
+    if not splits and results.get("metrics"):
+        splits = {"test": results["metrics"]}
+    order = sorted(splits, key=lambda s: (s != "test", s))
+    return [split_results(s, splits[s]) for s in order if splits[s]]
+
+
+def split_results(split: str, measured: Mapping[str, Any]) -> SplitResults:
+    jobs = [job for job in JOBS if measured.get(job)]
+    mapping = measured.get("mapping") or {}
+    groups = tuple(dict.fromkeys(g for job in jobs for g in measured[job].get("a2r_by_group") or {}))
+    rows = tuple(
+        ResultRow(
+            job,
+            JOBS[job],
+            score(measured, job, "a2r"),
+            score(measured, job, "r2a"),
+            tuple(number((measured[job].get("a2r_by_group") or {}).get(g)) for g in groups),
+        )
+        for job in jobs
+    )
+    regions = next((int(n) for job in jobs if (n := number(measured[job].get("regions"))) is not None), None)
+    return SplitResults(split, regions, groups, rows, mapping, tuple(mapping.get("f1_by_group") or {}))
+
+
+def score(measured: Mapping[str, Any], job: str, metric: str) -> Score:
+    mine, base, best = (number((measured.get(j) or {}).get(metric)) for j in (job, "one_to_one", "ground_truth"))
+    if job == "one_to_one" or mine is None or base is None:
+        return Score(mine, None, None)
+    return Score(mine, mine - base, gap_closed(mine, base, best))
+
+
+def gap_closed(mine: float, base: float, best: float | None) -> float | None:
+    """Share in percent of the way from `base` to `best`; None where there is no gap worth the name."""
+    if best is None or best - base < MIN_GAP:
+        return None
+    return 100.0 * (mine - base) / (best - base)
+
+
+@dataclass(frozen=True)
+class TrainingRow:
+    job: str
+    label: str
+    steps: int
+    loss: float | None  # of the last logged step
+    images_per_second: float | None
+    data_wait: float | None  # percent of the time spent waiting for data
+
+
+def training(metrics: Mapping[str, Sequence[Mapping[str, float]]]) -> list[TrainingRow]:
+    rows = []
+    for job, lines in metrics.items():
+        last = lines[-1]
+        wait = number(last.get("data_wait"))
+        rows.append(
+            TrainingRow(
+                job,
+                TRAINED.get(job, job),
+                int(number(last.get("step")) or 0),
+                number(last.get("loss")),
+                number(last.get("images_per_second")),
+                None if wait is None else 100.0 * wait,
+            )
+        )
+    return rows
+
+
+@dataclass(frozen=True)
+class StageRow:
+    """One stage on one split: sums over its committed shards. `parts` are seconds, of all workers together."""
+
+    split: str
+    stage: str
+    shards: int
+    samples: int
+    made: str
+    parts: tuple[tuple[str, float], ...]
+
+    @property
+    def seconds(self) -> float:
+        return sum(seconds for _, seconds in self.parts)
+
+    @property
+    def rate(self) -> float | None:
+        return self.samples / self.seconds if self.seconds > 0 else None
+
+
+def markers_of(run: str) -> dict[tuple[str, str], list[Marker]]:
+    """Every committed marker of a run; a stage that has none is left out. Raises: ShardError for a damaged marker."""
+    found: dict[tuple[str, str], list[Marker]] = {}
+    for split in SPLITS:
+        for stage in STAGES:
+            folder = StageFolder(f"{run}/{split}", stage)
+            shards = folder.shards_done()
+            if shards:
+                found[split, stage] = [folder.marker(s) for s in shards]
+    return found
+
+
+def profile(markers: Markers) -> list[StageRow]:
+    rows = []
+    for (split, stage), done in markers.items():
+        seconds: dict[str, float] = {}
+        counts: dict[str, float] = {}
+        for marker in done:
+            _add(seconds, marker.seconds)
+            _add(counts, marker.counts)
+        made = ", ".join(f"{count(n)} {name}" for name, n in sorted(counts.items()))
+        parts = tuple(sorted(seconds.items(), key=lambda part: -part[1]))
+        rows.append(StageRow(split, STAGES[stage], len(done), sum(m.samples for m in done), made, parts))
+    return rows
+
+
+def _add(total: dict[str, float], more: Mapping[str, float]) -> None:
+    for name, value in more.items():
+        total[name] = total.get(name, 0.0) + value
+
+
+@dataclass(frozen=True)
+class RefusedSample:
+    split: str
+    key: str
+    reason: str
+    detail: str
+
+
+@dataclass(frozen=True)
+class Refusals:
+    """`by_reason[reason][i]` samples were refused in `splits[i]`."""
+
+    splits: tuple[str, ...]
+    came_in: tuple[int, ...]
+    by_reason: Mapping[str, tuple[int, ...]]
+    examples: tuple[RefusedSample, ...]
+    warnings: tuple[str, ...]
+
+    @property
+    def total(self) -> int:
+        return sum(sum(counts) for counts in self.by_reason.values())
+
+
+def refusals(run: str, markers: Markers, limit: int = 20) -> Refusals:
+    """What ingest refused, with up to `limit` examples shared fairly among the reasons."""
+    base = {split: done for (split, stage), done in markers.items() if stage == "base"}
+    splits = tuple(base)
+    reasons = sorted({r for done in base.values() for m in done for r in m.refused})
+    by_reason = {r: tuple(sum(m.refused.get(r, 0) for m in base[s]) for s in splits) for r in reasons}
+    left = quotas({r: sum(counts) for r, counts in by_reason.items()}, limit)
+    examples: list[RefusedSample] = []
+    for split in splits:
+        for marker in base[split]:
+            if any(left.get(r, 0) for r in marker.refused):
+                examples += _examples(StageFolder(f"{run}/{split}", "base"), split, marker, left)
+    came_in = tuple(sum(m.came_in for m in base[s]) for s in splits)
+    warnings = tuple(w for s in splits for m in base[s] for w in m.warnings)
+    return Refusals(splits, came_in, by_reason, tuple(examples), warnings)
+
+
+def _examples(folder: StageFolder, split: str, marker: Marker, left: dict[str, int]) -> list[RefusedSample]:
+    """Rows of one shard's quarantine file, as long as `left` has room for their reason; `left` is counted down."""
+    rows = []
+    for output in marker.outputs:
+        if not output.file.startswith("quarantine/"):
+            continue
+        name = folder.locate(output)
+        table = sidecar.from_bytes(folder.store.read(name), folder.store.path(name), sidecar.QUARANTINE)
+        for row in table.to_pylist():
+            if left.get(row["reason"], 0):
+                left[row["reason"]] -= 1
+                rows.append(RefusedSample(split, row["key"], row["reason"], row["detail"]))
+    return rows
+
+
+def quotas(counts: Mapping[str, int], limit: int) -> dict[str, int]:
+    """How many examples each reason gets, so that a frequent one does not hide a rare one."""
+    given = dict.fromkeys(counts, 0)
+    room = True
+    while room and sum(given.values()) < limit:
+        room = False
+        for reason, there in counts.items():
+            if given[reason] < there and sum(given.values()) < limit:
+                given[reason] += 1
+                room = True
+    return given
