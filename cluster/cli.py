@@ -28,8 +28,13 @@ ConfigArgument = Annotated[str, typer.Argument(help="a YAML config, for example 
 SetOption = Annotated[list[str] | None, typer.Option("--set", help="KEY=VALUE, for example train.steps=800; repeatable")]
 ForceOption = Annotated[bool, typer.Option("--force", help="redo stages whose config or inputs have changed")]
 
-INTERRUPTED = 130
 _RESULT = -1  # the descriptor of the real stdout
+
+
+class Interrupted(VillaError):
+    """Ctrl-C or SIGTERM. Raised in place of KeyboardInterrupt, which typer would turn into a bare exit code 1."""
+
+    exit_code = 130
 
 
 def main() -> None:
@@ -41,25 +46,18 @@ def main() -> None:
     signal.signal(signal.SIGTERM, _terminate)
     try:
         app(standalone_mode=False)
+    except Interrupted as error:
+        print(error, file=sys.stderr, flush=True)
+        os._exit(error.exit_code)  # threads of a stopped run must not hold the exit up
     except VillaError as error:
-        _stop(f"error: {error}", error.exit_code)
-    except KeyboardInterrupt:
-        _stop("interrupted: what is committed stays; the same command resumes", INTERRUPTED)
-    except typer.Abort:
-        _stop("interrupted", INTERRUPTED)
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
     except Exception as error:
         show = getattr(error, "show", None)  # a usage error of click's
         if show is None:
             raise
         show()
-        _stop("", int(getattr(error, "exit_code", 2)))
-
-
-def _stop(message: str, code: int) -> None:
-    if message:
-        print(message, file=sys.stderr)
-    sys.stderr.flush()
-    os._exit(code) if code == INTERRUPTED else sys.exit(code)
+        sys.exit(int(getattr(error, "exit_code", 2)))
 
 
 def _terminate(signum: int, frame: object) -> None:
@@ -93,6 +91,8 @@ def pipeline(config: Config, force: bool) -> Iterator[Any]:
             runner = RayRunner(config.ray)
             yield Pipeline(config, runner, force=force)
             runner.close()
+    except KeyboardInterrupt:
+        raise Interrupted("interrupted: what is committed stays; the same command resumes") from None
     finally:
         del held
 

@@ -10,6 +10,7 @@ import logging
 import os
 import secrets
 import shutil
+import socket
 import tempfile
 from pathlib import Path
 from types import TracebackType
@@ -27,6 +28,7 @@ QUIET = {
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_DEDUP_LOGS": "1",
 }
+CONNECT_SECONDS = 10.0
 DRIVER_SLACK = 1  # logical CPUs beyond the machine's, for Ray Train's controller and for tasks beside the actors
 
 
@@ -43,6 +45,11 @@ class RaySession:
         address = self.config.address or os.environ.get("RAY_ADDRESS")
         if not address:
             self._make_folder()
+        elif trouble := unreachable(address):
+            raise VillaError(
+                f"no Ray cluster answers at {address}: {trouble}; start one, correct ray.address or RAY_ADDRESS, or work "
+                "without Ray by --set runner=local"
+            )
         import ray
 
         options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
@@ -88,6 +95,21 @@ class RaySession:
     def _remove_folder(self) -> None:
         if self._folder is not None:
             shutil.rmtree(self._folder, ignore_errors=True)
+
+
+def unreachable(address: str) -> str:
+    """Why host:port does not take a connection; empty if it does, or for addresses such as `auto`.
+
+    ray.init itself waits for minutes and then keeps trying.
+    """
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not host or not port.isdigit():
+        return ""
+    try:
+        with socket.create_connection((host, int(port)), CONNECT_SECONDS):
+            return ""
+    except OSError as error:
+        return str(error)
 
 
 def usable_cpus() -> int:

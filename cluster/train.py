@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import tempfile
+import threading
 from typing import Any
 
 import ray
@@ -56,11 +57,22 @@ def _fit(request: TrainRequest, workers: int, gpus: bool, scratch: str) -> Excep
         scaling_config=ScalingConfig(num_workers=workers, use_gpu=gpus, resources_per_worker={"CPU": 1}),
         run_config=RunConfig(name=request.job, storage_path=scratch, failure_config=FailureConfig(max_failures=0)),
     )
-    try:
-        trainer.fit()
-    except Exception as error:  # noqa: BLE001  Ray raises several kinds; the caller sorts them
-        return error
-    return None
+    outcome: list[Exception | None] = []
+
+    def fit() -> None:
+        try:
+            trainer.fit()
+        except Exception as error:  # noqa: BLE001  Ray raises several kinds; the caller sorts them
+            outcome.append(error)
+        else:
+            outcome.append(None)
+
+    # On the main thread fit() would take over Ctrl-C and exit the process by itself.
+    thread = threading.Thread(target=fit, name="villa-ray-train", daemon=True)
+    thread.start()
+    while thread.is_alive():
+        thread.join(timeout=0.2)
+    return outcome[0] if outcome else RuntimeError("Ray Train ended without a result")
 
 
 def _rank_main(config: dict[str, Any]) -> None:

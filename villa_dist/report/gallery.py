@@ -31,7 +31,8 @@ MOST_REGIONS = 12  # an image; true regions are shown first
 MOST_MARKS = 10  # a region, of one verdict
 SMALL_SIDE = 256  # images up to this side are shown pixel by pixel, larger ones are scaled down
 LARGE_SIDE = 640
-BADGE = 0.085  # of the image's longer side
+BADGE = 0.07  # of the image's longer side
+QUIET = 12.0  # spread of grey levels that a badge may cover more than it must
 
 RIGHT, WRONG, MISSED, ASSIGNED = "right", "wrong", "missed", "assigned"
 VERDICTS = (RIGHT, WRONG, MISSED, ASSIGNED)
@@ -85,12 +86,16 @@ def split_of(config: Config) -> str | None:
     return None
 
 
+def has_truth(config: Config, split: str) -> bool:
+    return manifest.exists(StageFolder(f"{config.run}/{split}", "truth"))
+
+
 def pictures(config: Config, split: str, wanted: int = IMAGES) -> list[Picture]:
     """Images spread evenly over all shards of a split. Raises: ShardError when an input is damaged or missing."""
     words = vocabulary.read(Store(config.run))
     dataset = f"{config.run}/{split}"
     samples = Samples(dataset, None, images=True, max_pixels=config.data.max_pixels)
-    has_truth = manifest.exists(StageFolder(dataset, "truth"))
+    judge = has_truth(config, split)
     made: list[Picture] = []
     pairs: dict[str, list[RegionAttributePairs]] = {}
     truth: dict[str, list[RegionAttributePairs]] = {}
@@ -98,11 +103,11 @@ def pictures(config: Config, split: str, wanted: int = IMAGES) -> list[Picture]:
         shard = samples.manifest.shards[index]
         if shard not in pairs:
             pairs = {shard: pair_rows(config, split, "pairs", shard)}  # rows come shard by shard: one is held at a time
-            truth = {shard: pair_rows(config, split, "truth", shard)} if has_truth else {}
+            truth = {shard: pair_rows(config, split, "truth", shard)} if judge else {}
         base: BaseShard = samples.shard(index).base
         sample = samples.row(index, row)
         assert sample.pixels is not None
-        known = truth[shard][row] if has_truth else None
+        known = truth[shard][row] if judge else None
         made.append(picture(base.keys[row], sample.text, sample.pixels, pairs[shard][row], known, words.phrases))
     return made
 
@@ -129,11 +134,9 @@ def picture(
     height, width = pixels.shape[:2]
     every = judged(pairs, truth, phrases) if truth is not None else unjudged(pairs, phrases)
     counts = {v: sum(m.verdict == v for r in every for m in r.marks) for v in VERDICTS}
-    shown = place_badges([capped(r) for r in every[:MOST_REGIONS]], BADGE * max(width, height))
+    shown = place_badges([capped(r) for r in every[:MOST_REGIONS]], pixels)
     small = max(width, height) <= SMALL_SIDE
-    return Picture(
-        key, text, data_uri(pixels), width, height, small, tuple(shown), len(every) - len(shown), counts
-    )
+    return Picture(key, text, data_uri(pixels), width, height, small, tuple(shown), len(every) - len(shown), counts)
 
 
 def judged(pairs: RegionAttributePairs, truth: RegionAttributePairs, phrases: Sequence[str]) -> list[Region]:
@@ -214,17 +217,28 @@ def capped(region: Region) -> Region:
     return Region(region.number, region.box, region.known, tuple(kept), len(region.marks) - len(kept))
 
 
-def place_badges(regions: Sequence[Region], side: float) -> list[Region]:
-    """Each number in the first corner of its box where it covers no other number; the top left one if all are taken."""
+def place_badges(regions: Sequence[Region], pixels: UInt8[np.ndarray, "H W 3"]) -> list[Region]:
+    """Each number in a corner of its box: the first one, clockwise from the top left, that covers no other number and
+    little of what is to be seen."""
+    side = BADGE * max(pixels.shape[:2])
     taken: list[tuple[float, float]] = []
     placed = []
     for r in regions:
         x, y, w, h = r.box
         corners = [(x, y), (x + w - side, y), (x + w - side, y + h - side), (x, y + h - side)]
         free = [c for c in corners if all(abs(c[0] - t[0]) >= side or abs(c[1] - t[1]) >= side for t in taken)]
-        taken.append((free or corners)[0])
-        placed.append(Region(r.number, r.box, r.known, r.marks, r.hidden, taken[-1]))
+        busy = [_busy(pixels, c, side) for c in free or corners]
+        quiet = [c for c, b in zip(free or corners, busy, strict=True) if b <= min(busy) + QUIET]
+        taken.append(quiet[0])
+        placed.append(Region(r.number, r.box, r.known, r.marks, r.hidden, quiet[0]))
     return placed
+
+
+def _busy(pixels: UInt8[np.ndarray, "H W 3"], corner: tuple[float, float], side: float) -> float:
+    """How much there is to see under a badge: the spread of the pixels' values, 0 to 128."""
+    x, y = (max(0, int(c)) for c in corner)
+    under = pixels[y : y + int(side) + 1, x : x + int(side) + 1]
+    return float(under.std()) if under.size else 0.0
 
 
 def data_uri(pixels: UInt8[np.ndarray, "H W 3"]) -> str:

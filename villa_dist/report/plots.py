@@ -14,19 +14,20 @@ from dataclasses import dataclass
 from typing import Any
 
 import matplotlib
+import numpy as np
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from villa_dist.report.tables import TRAINED
-from villa_dist.report.text import number, plain
+from villa_dist.report.text import number
 
 Metrics = Mapping[str, Sequence[Mapping[str, float]]]  # job -> logged lines, in step order
 Point = tuple[float, float]
 
 MOST_POINTS = 500
-MARKED_POINTS = 40  # with more points than this a line has no markers
-SIZE_INCHES = (4.4, 3.1)
+FEW_POINTS = 40  # a line of more is drawn faint, with its running mean over it
+SIZE_INCHES = (4.4, 3.3)
 
 
 @dataclass(frozen=True)
@@ -66,37 +67,43 @@ class Plot:
 def curves(metrics: Metrics) -> list[Plot]:
     """Loss of the VLMs, loss of the mapping model (another scale), and throughput of all. Empty plots are left out."""
     vlms = [job for job in metrics if job != "mapping"]
+    batch = f"of single global batches; over {FEW_POINTS} of them, thick: their running mean"
     plots = [
-        plot("Loss of the VLMs", "contrastive loss of one global batch", metrics, vlms, "loss", "contrastive loss (nats)"),
-        plot("Loss of the mapping model", "its own scale", metrics, ["mapping"], "loss", "mapping loss"),
+        plot("Loss of the VLMs", batch, "contrastive loss (nats)", lines_of(metrics, vlms, "loss"), smooth=True),
+        plot(
+            "Loss of the mapping model",
+            batch,
+            "mapping loss (nats)",
+            lines_of(metrics, ["mapping"], "loss"),
+            smooth=True,
+        ),
         plot(
             "Throughput",
-            "mean since the job started or resumed",
-            metrics,
-            list(metrics),
-            "images_per_second",
+            "mean since the job started or was resumed",
             "throughput (images/s)",
-            from_zero=True,
+            lines_of(metrics, list(metrics), "images_per_second"),
+            smooth=False,
         ),
     ]
     return [p for p in plots if p is not None]
 
 
-def plot(
-    title: str, note: str, metrics: Metrics, jobs: Sequence[str], value: str, label: str, *, from_zero: bool = False
-) -> Plot | None:
-    """One figure; None when no job has a finite value."""
-    lines = {job: points(metrics.get(job, ()), value) for job in jobs}
-    lines = {job: found for job, found in lines.items() if found}
+def lines_of(metrics: Metrics, jobs: Sequence[str], value: str) -> dict[str, list[Point]]:
+    """The points of every job that has any."""
+    found = {job: points(metrics.get(job, ()), value) for job in jobs}
+    return {job: line for job, line in found.items() if line}
+
+
+def plot(title: str, note: str, label: str, lines: Mapping[str, Sequence[Point]], *, smooth: bool) -> Plot | None:
+    """One figure; None when there is no line. smooth: noisy lines get a running mean; else the axis starts at 0."""
     if not lines:
         return None
     said = "; ".join(
-        f"{TRAINED.get(job, job)} from {found[0][1]:,.4g} at step {found[0][0]:,.0f} to {found[-1][1]:,.4g} at step "
-        f"{found[-1][0]:,.0f}"
-        for job, found in lines.items()
+        f"{TRAINED[job]} from {line[0][1]:,.4g} at step {line[0][0]:,.0f} to {line[-1][1]:,.4g} at step {line[-1][0]:,.0f}"
+        for job, line in lines.items()
     )
-    drawn = {ink: _uri(_draw(lines, label, ink, from_zero)) for ink in ("light", "dark")}
-    return Plot(title, note, f"{title}, {label} by training step. {said}.", drawn["light"], drawn["dark"])
+    light, dark = (_uri(_draw(lines, label, ink, smooth)) for ink in (LIGHT, DARK))
+    return Plot(title, note, f"{title}, {label} by training step. {said}.", light, dark)
 
 
 def points(lines: Sequence[Mapping[str, float]], value: str) -> list[Point]:
@@ -111,51 +118,64 @@ def points(lines: Sequence[Mapping[str, float]], value: str) -> list[Point]:
     return kept if not found or kept[-1] == found[-1] else [*kept, found[-1]]
 
 
-def _draw(lines: Mapping[str, Sequence[Point]], label: str, theme: str, from_zero: bool) -> str:
-    ink = LIGHT if theme == "light" else DARK
+def running_mean(values: Sequence[float], reach: int) -> list[float]:
+    """The mean of each value and up to `reach` neighbours on either side, fewer at the ends but as many on both."""
+    total = np.concatenate([[0.0], np.cumsum(values)])
+    at = np.arange(len(values))
+    around = np.minimum(reach, np.minimum(at, len(values) - 1 - at))
+    return list((total[at + around + 1] - total[at - around]) / (2 * around + 1))
+
+
+def _draw(lines: Mapping[str, Sequence[Point]], label: str, ink: Ink, smooth: bool) -> str:
     # text stays text, in the page's own font
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "villa", "font.family": "DejaVu Sans"}):
-        figure = Figure(figsize=SIZE_INCHES, layout="constrained")
+        figure = Figure(figsize=SIZE_INCHES)
+        figure.subplots_adjust(left=0.17, right=0.97, top=0.96, bottom=0.34)  # the same axes in every figure
         FigureCanvasSVG(figure)
         figure.patch.set_alpha(0.0)
         axes: Any = figure.add_subplot()
         axes.set_facecolor("none")
         for job, found in lines.items():
+            steps, values = [step for step, _ in found], [value for _, value in found]
+            if smooth and len(found) > FEW_POINTS:
+                axes.plot(steps, values, color=ink.lines[job], linewidth=0.6, alpha=0.35)
+                values = running_mean(values, len(values) // FEW_POINTS)
             axes.plot(
-                [step for step, _ in found],
-                [value for _, value in found],
-                color=ink.lines.get(job, ink.text),
-                linestyle=DASHES.get(job, "-"),
-                marker=MARKERS.get(job, "o") if len(found) <= MARKED_POINTS else "",
+                steps,
+                values,
+                color=ink.lines[job],
+                linestyle=DASHES[job],
+                marker=MARKERS[job],
+                markevery=max(1, len(found) // 8),
                 markersize=4,
                 linewidth=1.6,
-                label=TRAINED.get(job, str(plain(job))),
+                label=TRAINED[job],
             )
-        _dress(axes, label, ink, from_zero)
+        _dress(axes, label, ink, from_zero=not smooth)
         handle = io.StringIO()
         figure.savefig(handle, format="svg", metadata={"Date": None, "Creator": None})
     return handle.getvalue()
 
 
-def _dress(axes: Any, label: str, ink: Ink, from_zero: bool) -> None:
+def _dress(axes: Any, label: str, ink: Ink, *, from_zero: bool) -> None:
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
     for side in ("left", "bottom"):
         axes.spines[side].set_color(ink.grid)
     axes.grid(axis="y", color=ink.grid, linewidth=0.8)
     axes.set_axisbelow(True)
-    axes.tick_params(colors=ink.text, labelsize=9, length=3, color=ink.grid)
-    axes.set_xlabel("training step", color=ink.text, fontsize=9.5)
-    axes.set_ylabel(label, color=ink.text, fontsize=9.5)
+    axes.tick_params(colors=ink.text, labelsize=10.5, length=3, color=ink.grid)
+    axes.set_xlabel("training step", color=ink.text, fontsize=10.5)
+    axes.set_ylabel(label, color=ink.text, fontsize=10.5)
     axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
     if from_zero:
         axes.set_ylim(bottom=0.0)
     # below the axes, where it hides no line
     axes.legend(
         loc="upper center",
-        bbox_to_anchor=(0.5, -0.2),
+        bbox_to_anchor=(0.42, -0.22),
         ncols=2,
-        fontsize=9,
+        fontsize=10.5,
         labelcolor=ink.text,
         frameon=False,
         handlelength=2.6,

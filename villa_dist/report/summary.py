@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from villa_dist.report.tables import Refusals, Score, SplitResults
-from villa_dist.report.text import count, figure, listed, number, percent
+from villa_dist.report.text import count, figure, listed, number, percent, signed
 
 DIRECTIONS = {"a2r": "attribute→region retrieval (A→R)", "r2a": "region→attribute retrieval (R→A)"}
 SHORT = {"a2r": "A→R", "r2a": "R→A"}
@@ -29,10 +29,12 @@ def _scores(results: SplitResults, images: Mapping[str, Any]) -> str:
     villa, base = results.row("villa"), results.row("one_to_one")
     size = [count(images[results.split], "image")] if number(images.get(results.split)) is not None else []
     size += [count(results.regions, "region")] if results.regions is not None else []
-    where = f"the {results.split} split" + (f" ({listed(size)})" if size else "")
+    where = f"the {results.split} split" + (f" ({', '.join(size)})" if size else "")
     if villa is None:
         known = _values(base) if base else []
-        return f"On {where} no figure of ViLLA is known" + (f"; the one-to-one VLM reaches {listed(known)}." if known else ".")
+        return f"On {where} no figure of ViLLA is known" + (
+            f"; the one-to-one VLM reaches {listed(known)}." if known else "."
+        )
     reached = _values(villa)
     if not reached:
         return f"On {where} no figure of ViLLA is known."
@@ -53,31 +55,31 @@ def _difference(score: Score, name: str) -> str:
 
 
 def _gap(results: SplitResults) -> list[str]:
+    """How far ViLLA comes from the one-to-one VLM towards the VLM trained on true pairs."""
     villa, best = results.row("villa"), results.row("ground_truth")
     if villa is None or best is None:
         return []
-    closed = {m: getattr(villa, m).closed for m in SHORT}
-    groups = [
-        ("goes beyond training on true pairs in {}", lambda s: s > 100.0),
-        ("closes {}", lambda s: 0.0 <= s <= 100.0),
-        ("falls behind, away from training on true pairs, in {}", lambda s: s < 0.0),
-    ]
-    said = []
-    for phrase, holds in groups:
-        mine = {m: s for m, s in closed.items() if s is not None and holds(s)}
-        if mine and phrase.startswith("closes"):
-            shares = listed([f"{percent(s, 0)} in {SHORT[m]}" for m, s in mine.items()])
-            said.append(f"closes {shares} of the gap to training on true pairs")
-        elif mine:
-            said.append(phrase.format(listed([f"{SHORT[m]} ({percent(s, 0)} of the gap)" for m, s in mine.items()])))
-    none = [
-        SHORT[m] for m, s in closed.items() if s is None and getattr(best, m).difference is not None
-    ]
-    sentences = [f"It {listed(said)}."] if said else []
+    part, beyond, behind, none, brought = [], [], [], [], []
+    for metric, name in SHORT.items():
+        share, ceiling = getattr(villa, metric).closed, getattr(best, metric)
+        if ceiling.difference is not None and ceiling.closed is None:
+            none.append(name)
+            brought.append(signed(ceiling.difference, 1))
+        elif share is None:
+            continue
+        elif share < 0.0:
+            behind.append(f"{name} ({percent(share, 0)} of the gap)")
+        elif share > 100.0:
+            beyond.append(f"{name} ({percent(share, 0)} of the gap)")
+        else:
+            part.append(f"{percent(share, 0)} in {name}")
+    said = [f"closes part of the gap to training on true pairs: {listed(part)}"] if part else []
+    said += [f"goes beyond training on true pairs in {listed(beyond)}"] if beyond else []
+    said += [f"falls behind, away from training on true pairs, in {listed(behind)}"] if behind else []
+    sentences = [f"It {phrase}." for phrase in said]
     if none:
-        sentences.append(
-            f"In {listed(none)} training on true pairs is no better than one-to-one training here, so there is no gap to close."
-        )
+        points = f"{listed(brought)} points compared with the one-to-one VLM"
+        sentences.append(f"In {listed(none)} there is no gap to close: training on true pairs brings {points}.")
     return sentences
 
 
@@ -86,8 +88,8 @@ def _mapping(results: SplitResults) -> list[str]:
     if precision is None or recall is None:
         return []
     return [
-        f"Of the pairs that the mapping assigned, {percent(precision)} are right, and it found {percent(recall)} of the "
-        f"true ones (F1 {figure(results.mapping.get('f1'), 1)})."
+        f"Of the pairs that the mapping assigned, {percent(precision)} are right, and it found {percent(recall)} of "
+        f"the true ones (F1 {figure(results.mapping.get('f1'), 1)})."
     ]
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,14 +29,13 @@ STAGES = {
     "evaluate-villa": "evaluate, ViLLA",
     "evaluate-ground_truth": "evaluate, ground truth",
 }
+MOST_EXAMPLES = 20
 MIN_GAP = 0.5  # points; a share of a smaller gap says more about noise than about the method
-
-Markers = Mapping[tuple[str, str], Sequence[Marker]]  # (split, stage's folder) -> markers in shard order
 
 
 @dataclass(frozen=True)
 class Score:
-    """A metric in percent, its difference to the one-to-one VLM in points, and the share of the gap closed in percent."""
+    """A metric in percent, its difference to the one-to-one VLM in points, the share of the gap closed in percent."""
 
     value: float | None
     difference: float | None
@@ -141,6 +140,7 @@ class StageRow:
     """One stage on one split: sums over its committed shards. `parts` are seconds, of all workers together."""
 
     split: str
+    folder: str
     stage: str
     shards: int
     samples: int
@@ -148,37 +148,40 @@ class StageRow:
     parts: tuple[tuple[str, float], ...]
 
     @property
-    def seconds(self) -> float:
-        return sum(seconds for _, seconds in self.parts)
+    def seconds(self) -> float | None:
+        return sum(seconds for _, seconds in self.parts) if self.parts else None
 
     @property
     def rate(self) -> float | None:
-        return self.samples / self.seconds if self.seconds > 0 else None
+        return self.samples / self.seconds if self.seconds else None
 
 
-def markers_of(run: str) -> dict[tuple[str, str], list[Marker]]:
-    """Every committed marker of a run; a stage that has none is left out. Raises: ShardError for a damaged marker."""
-    found: dict[tuple[str, str], list[Marker]] = {}
-    for split in SPLITS:
-        for stage in STAGES:
-            folder = StageFolder(f"{run}/{split}", stage)
-            shards = folder.shards_done()
-            if shards:
-                found[split, stage] = [folder.marker(s) for s in shards]
-    return found
+def markers(run: str, split: str, folder: str) -> Iterator[Marker]:
+    """Committed markers in shard order, one at a time: a run may have more than fit in memory.
+
+    Raises: ShardError for a damaged marker.
+    """
+    stage = StageFolder(f"{run}/{split}", folder)
+    for shard in stage.shards_done():
+        yield stage.marker(shard)
 
 
-def profile(markers: Markers) -> list[StageRow]:
+def profile(run: str) -> list[StageRow]:
+    """Every stage that has committed a shard, split by split."""
     rows = []
-    for (split, stage), done in markers.items():
-        seconds: dict[str, float] = {}
-        counts: dict[str, float] = {}
-        for marker in done:
-            _add(seconds, marker.seconds)
-            _add(counts, marker.counts)
-        made = ", ".join(f"{count(n)} {name}" for name, n in sorted(counts.items()))
-        parts = tuple(sorted(seconds.items(), key=lambda part: -part[1]))
-        rows.append(StageRow(split, STAGES[stage], len(done), sum(m.samples for m in done), made, parts))
+    for split in SPLITS:
+        for folder, stage in STAGES.items():
+            shards = samples = 0
+            seconds: dict[str, float] = {}
+            counts: dict[str, float] = {}
+            for marker in markers(run, split, folder):
+                shards, samples = shards + 1, samples + marker.samples
+                _add(seconds, marker.seconds)
+                _add(counts, marker.counts)
+            if shards:
+                made = ", ".join(f"{count(n)} {name}" for name, n in sorted(counts.items()))
+                parts = tuple(sorted(seconds.items(), key=lambda part: -part[1]))
+                rows.append(StageRow(split, folder, stage, shards, samples, made, parts))
     return rows
 
 
@@ -197,34 +200,43 @@ class RefusedSample:
 
 @dataclass(frozen=True)
 class Refusals:
-    """`by_reason[reason][i]` samples were refused in `splits[i]`."""
+    """`by_reason[reason][i]` samples were refused in `splits[i]`. Of `warned` warnings the first are kept."""
 
     splits: tuple[str, ...]
     came_in: tuple[int, ...]
     by_reason: Mapping[str, tuple[int, ...]]
     examples: tuple[RefusedSample, ...]
     warnings: tuple[str, ...]
+    warned: int
 
     @property
     def total(self) -> int:
         return sum(sum(counts) for counts in self.by_reason.values())
 
 
-def refusals(run: str, markers: Markers, limit: int = 20) -> Refusals:
-    """What ingest refused, with up to `limit` examples shared fairly among the reasons."""
-    base = {split: done for (split, stage), done in markers.items() if stage == "base"}
-    splits = tuple(base)
-    reasons = sorted({r for done in base.values() for m in done for r in m.refused})
-    by_reason = {r: tuple(sum(m.refused.get(r, 0) for m in base[s]) for s in splits) for r in reasons}
-    left = quotas({r: sum(counts) for r, counts in by_reason.items()}, limit)
+def refusals(run: str, limit: int = MOST_EXAMPLES) -> Refusals:
+    """What ingest refused, with up to `limit` examples shared fairly among the reasons, and up to `limit` warnings."""
+    came_in: dict[str, int] = {}
+    counts: dict[str, dict[str, int]] = {}  # reason -> split -> samples
+    with_examples: list[tuple[str, Marker]] = []
+    warnings, warned = [], 0
+    for split in SPLITS:
+        for marker in markers(run, split, "base"):
+            came_in[split] = came_in.get(split, 0) + marker.came_in
+            warnings += marker.warnings[: limit - len(warnings)]
+            warned += len(marker.warnings)
+            if any(sum(counts.get(reason, {}).values()) < limit for reason in marker.refused):
+                with_examples.append((split, marker))
+            for reason, n in marker.refused.items():
+                here = counts.setdefault(reason, {})
+                here[split] = here.get(split, 0) + n
+    by_reason = {r: tuple(counts[r].get(s, 0) for s in came_in) for r in sorted(counts)}
+    left = quotas({r: sum(n) for r, n in by_reason.items()}, limit)
     examples: list[RefusedSample] = []
-    for split in splits:
-        for marker in base[split]:
-            if any(left.get(r, 0) for r in marker.refused):
-                examples += _examples(StageFolder(f"{run}/{split}", "base"), split, marker, left)
-    came_in = tuple(sum(m.came_in for m in base[s]) for s in splits)
-    warnings = tuple(w for s in splits for m in base[s] for w in m.warnings)
-    return Refusals(splits, came_in, by_reason, tuple(examples), warnings)
+    for split, marker in with_examples:
+        if any(left[reason] for reason in marker.refused):
+            examples += _examples(StageFolder(f"{run}/{split}", "base"), split, marker, left)
+    return Refusals(tuple(came_in), tuple(came_in.values()), by_reason, tuple(examples), tuple(warnings), warned)
 
 
 def _examples(folder: StageFolder, split: str, marker: Marker, left: dict[str, int]) -> list[RefusedSample]:

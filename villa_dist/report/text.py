@@ -32,6 +32,11 @@ def figure(value: object, digits: int = 2) -> str:
     return f"{round(known, digits) + 0.0:,.{digits}f}".replace("-", "−")
 
 
+def seconds(value: object) -> str:
+    known = number(value)
+    return "<0.01" if known is not None and 0.0 < known < 0.005 else figure(known)
+
+
 def signed(value: object, digits: int = 2) -> str:
     known = number(value)
     return f"+{figure(known, digits)}" if known is not None and round(known, digits) > 0 else figure(value, digits)
@@ -39,7 +44,7 @@ def signed(value: object, digits: int = 2) -> str:
 
 def percent(value: object, digits: int = 1) -> str:
     known = number(value)
-    return NONE if known is None else f"{figure(known, digits)} %"
+    return NONE if known is None else f"{figure(known, digits)}%"
 
 
 def count(value: object, one: str = "", many: str = "") -> str:

@@ -1,0 +1,125 @@
+"""The whole pipeline through the command line, in-process and on Ray."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from runs import TINY, config_file, contents, markers, result_line, sets, villa
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict]:
+    """A finished local run and its result line."""
+    folder = tmp_path_factory.mktemp("finished")
+    ended = villa("quickstart", config_file(folder), *sets(f"run={folder}/run", *TINY))
+    return folder / "run", result_line(ended)
+
+
+def test_result_line_holds_what_is_promised(finished: tuple[Path, dict]) -> None:
+    run, result = finished
+    assert result["run"] == str(run) and Path(result["report"]).is_file()
+    for model in ("one_to_one", "villa", "ground_truth"):
+        assert 0 <= result["metrics"][model]["a2r"] <= 100 and 0 <= result["metrics"][model]["r2a"] <= 100
+    assert set(result["metrics"]["mapping"]) >= {"precision", "recall", "f1"}
+    assert (run / "config.yaml").is_file() and (run / "vocabulary.parquet").is_file()
+
+
+def test_every_stage_has_the_samples_and_keys_of_base(finished: tuple[Path, dict]) -> None:
+    from shards import manifest
+    from shards.commit import StageFolder
+
+    run, result = finished
+    for split in ("train", "test"):
+        base = manifest.read(StageFolder(f"{run}/{split}", "base"))
+        assert base.total == result["images"][split] > 0
+        for stage in ("truth", "regions", "pairs"):
+            other = manifest.read(StageFolder(f"{run}/{split}", stage))
+            assert (other.shards, other.samples, other.keys) == (base.shards, base.samples, base.keys)
+
+
+def test_repeating_the_command_does_nothing_again(finished: tuple[Path, dict]) -> None:
+    run, result = finished
+    before, bytes_before = markers(run), contents(run)
+    again = result_line(villa("run", config_file(run.parent), *sets(f"run={run}", *TINY)))
+    assert again["metrics"] == result["metrics"]
+    assert markers(run) == before and contents(run) == bytes_before
+
+
+def test_changed_config_is_refused_and_named_then_forced(finished: tuple[Path, dict], tmp_path: Path) -> None:
+    import shutil
+
+    run = tmp_path / "run"
+    shutil.copytree(finished[0], run)
+    changed = [*sets(f"run={run}", *TINY), "--set", "pairs.threshold=0.9"]
+    refused = villa("run", config_file(tmp_path), *changed)
+    assert refused.returncode == 2 and refused.stdout == ""
+    assert "pairs.threshold: 0.5 -> 0.9" in refused.stderr and "--force" in refused.stderr
+    assert "Traceback" not in refused.stderr
+    forced = villa("run", config_file(tmp_path), *changed, "--force")
+    assert result_line(forced)["metrics"]["mapping"] != finished[1]["metrics"]["mapping"]
+    kept, redone = markers(finished[0]), markers(run)
+    assert {k for k in kept if "/base/" in k} <= set(redone)
+
+
+def test_ray_gives_the_same_bytes(finished: tuple[Path, dict], tmp_path: Path) -> None:
+    overrides = [o for o in TINY if o != "runner=local"]
+    on_ray = result_line(villa("run", config_file(tmp_path), *sets(f"run={tmp_path}/run", *overrides)))
+    assert on_ray["metrics"] == finished[1]["metrics"]
+    assert contents(tmp_path / "run") == contents(finished[0])
+
+
+@pytest.mark.parametrize("mapping", ["per_attribute", "shared"])
+def test_frozen_mapping_with_the_papers_loss(finished: tuple[Path, dict], tmp_path: Path, mapping: str) -> None:
+    import shutil
+
+    run = tmp_path / "run"
+    shutil.copytree(finished[0], run)
+    paper = [f"mapping.head={mapping}", "mapping.encoder=frozen", "mapping.loss=contrastive", "pairs.assign=relative"]
+    result = result_line(villa("run", config_file(tmp_path), *sets(f"run={run}", *TINY, *paper), "--force"))
+    assert (run / "train/embeddings/000000.parquet").is_file()
+    assert 0 < result["metrics"]["mapping"]["f1"] <= 100
+
+
+def test_two_workers_train_what_one_does(finished: tuple[Path, dict], tmp_path: Path) -> None:
+    """Two ranks see the same global batches; only the order of additions differs."""
+    import torch
+    from safetensors.torch import load_file
+
+    config = config_file(tmp_path)
+    overrides = sets(f"run={tmp_path}/run", *TINY, "pretrain.workers=2")
+    for stage in ("ingest", "vocabulary", "pretrain"):
+        result_line(villa(stage, config, *overrides))
+    one = load_file(finished[0] / "models/one_to_one/model.safetensors")
+    two = load_file(tmp_path / "run/models/one_to_one/model.safetensors")
+    for name, weight in one.items():
+        torch.testing.assert_close(two[name], weight, rtol=2e-2, atol=2e-3, msg=lambda m, name=name: f"{name}: {m}")
+
+
+def test_shards_open_unchanged_in_webdataset(finished: tuple[Path, dict]) -> None:
+    import webdataset as wds
+
+    from shards.commit import StageFolder
+    from shards.reader import BaseShard
+
+    run = finished[0]
+    base = BaseShard(StageFolder(f"{run}/train", "base"), "000000")
+    theirs = list(wds.WebDataset(str(run / "train/base/000000.tar"), shardshuffle=False))
+    assert [s["__key__"] for s in theirs] == base.keys
+    for row, sample in enumerate(theirs):
+        assert {k: v for k, v in sample.items() if not k.startswith("__")} == base.sample(row)
+
+
+def test_status_and_report_read_a_finished_run(finished: tuple[Path, dict]) -> None:
+    run = finished[0]
+    status = result_line(villa("status", str(run)))
+    assert status["stages"]["train/pairs"]["complete"] and status["models"]["villa"]
+    missing = villa("status", str(run / "nowhere"))
+    assert missing.returncode == 2 and "not the folder of a run" in missing.stderr
+
+
+def test_docmnist_command_makes_three_splits(tmp_path: Path) -> None:
+    small = ["docmnist.budget={train: 300, validation: 200, test: 200}"]
+    result = result_line(villa("docmnist", str(tmp_path / "doc"), *sets(*small)))
+    assert set(result["images"]) == {"train", "validation", "test"}
+    assert (tmp_path / "doc/validation/truth/000000.parquet").is_file()

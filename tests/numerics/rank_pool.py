@@ -1,0 +1,77 @@
+"""Processes that act as the ranks of a gloo group of any size up to four, started once for all tests."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import traceback
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+
+LARGEST = 4
+SECONDS = 60.0
+
+
+def serve(rank: int, pipe: Any) -> None:
+    torch.set_num_threads(1)
+    os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+    while (task := pipe.recv()) is not None:
+        job, world, meeting, arguments = task
+        try:
+            dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=world)
+            try:
+                pipe.send((True, job(rank, world, *arguments)))
+            finally:
+                dist.destroy_process_group()
+        except BaseException:  # noqa: BLE001  the test that asked raises it
+            pipe.send((False, traceback.format_exc()))
+
+
+class RankPool:
+    """`run(job, world, *arguments)`: the list of what `job(rank, world, *arguments)` returns on each rank."""
+
+    def __init__(self) -> None:
+        context = mp.get_context("spawn")
+        self.folder = tempfile.TemporaryDirectory(prefix="villa-ranks-")
+        self.count = 0
+        self.workers = []
+        for rank in range(LARGEST):
+            ours, theirs = context.Pipe()
+            process = context.Process(target=serve, args=(rank, theirs), daemon=True)
+            process.start()
+            self.workers.append((process, ours))
+
+    def run(self, job: Callable[..., Any], world: int, *arguments: Any) -> list[Any]:
+        self.count += 1
+        chosen = self.workers[:world]
+        for _, pipe in chosen:
+            pipe.send((job, world, f"{self.folder.name}/{self.count}", arguments))
+        results = []
+        for rank, (_, pipe) in enumerate(chosen):
+            assert pipe.poll(SECONDS), f"rank {rank} of {world} does not answer"
+            good, value = pipe.recv()
+            assert good, f"rank {rank} of {world} failed:\n{value}"
+            results.append(value)
+        return results
+
+    def close(self) -> None:
+        for process, pipe in self.workers:
+            try:
+                pipe.send(None)
+            except OSError:
+                pass
+            process.join(5)
+            if process.is_alive():
+                process.kill()
+        self.folder.cleanup()
+
+
+def averaged(value: torch.Tensor) -> torch.Tensor:
+    """What an engine that averages gradients over ranks ends with."""
+    total = value.clone()
+    dist.all_reduce(total)
+    return total / dist.get_world_size()

@@ -1,0 +1,48 @@
+"""A worker may die at any call, and any number may race: the output is there once, whole, and nothing else is."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from shards.commit import StageFolder
+
+pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+CHILD = Path(__file__).with_name("crash_child.py")
+
+
+def child(job: str, root: Path) -> dict[str, Any]:
+    done = subprocess.run([sys.executable, str(CHILD), job, str(root)], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    report: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    report["stderr"] = done.stderr[-2000:]
+    return report
+
+
+def test_a_crash_at_any_call_is_mended_by_a_rerun(tmp_path: Path) -> None:
+    report = child("sweep", tmp_path / "run")
+    called = set(report["points"])
+    for needed in ("before flush", "after flush", "before os.fsync", "after os.link", "before os.replace", "after os.replace"):
+        assert needed in called, f"the sweep never passes {needed!r}"
+    assert len(report["points"]) > 60
+    assert not report["failed"], report["stderr"]
+
+
+def test_a_crash_of_the_recovery_is_mended_too(tmp_path: Path) -> None:
+    report = child("again", tmp_path / "run")
+    assert report["tried"] > 20
+    assert not report["failed"], report["stderr"]
+
+
+def test_eight_racing_workers_leave_one_marker_and_its_output(tmp_path: Path) -> None:
+    report = child("race", tmp_path / "run")
+    assert not report["failed"], report["stderr"]
+    shards = StageFolder(str(tmp_path / "run"), "race").shards_done()
+    assert report["files"] == sorted(name for s in shards for name in (f"{s}.bin", f"{s}.done.json"))
+    assert len(shards) == 12

@@ -1,0 +1,435 @@
+"""The report: its figures are those of the run, its marks are true, and nothing in the data can act in it."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import shutil
+import subprocess
+import tarfile
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from shards import manifest, sidecar
+from shards.commit import StageFolder
+from shards.errors import ShardError
+from shards.reader import BaseShard
+from villa_dist.config import Config, load
+from villa_dist.evaluate.assemble import pair_rows
+from villa_dist.evaluate.mapping_quality import matched
+from villa_dist.observe import Timers
+from villa_dist.pipeline import Pipeline
+from villa_dist.report import gallery, plots, tables, text
+from villa_dist.report.build import build
+from villa_dist.report.summary import summary
+from villa_dist.runner import LocalRunner
+from villa_dist.stages.base import StageRequest, commit_sidecar
+from villa_dist.stages.pairs import pairs_table
+from villa_dist.types import RegionAttributePairs
+
+HOSTILE = "<script>alert(1)</script>"
+MEASURED = {
+    "one_to_one": {"a2r": 41.07, "r2a": 55.5, "a2r_by_group": {"digit": 22.25, "colour": 77.13}, "regions": 90},
+    "villa": {"a2r": 61.39, "r2a": 54.25, "a2r_by_group": {"digit": 51.31, "colour": 80.04}, "regions": 90},
+    "ground_truth": {"a2r": 81.71, "r2a": 60.5, "a2r_by_group": {"digit": 70.02, "colour": 99.99}, "regions": 90},
+    "mapping": {"precision": 71.23, "recall": 64.56, "f1": 67.73, "f1_by_group": {"digit": 50.17}, "pairs": 321},
+}
+EMPTY = tables.Refusals((), (), {}, (), (), 0)
+
+
+class Page(HTMLParser):
+    """Elements, attributes, and table rows of a report as a browser would read them."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.attributes: list[tuple[str, str, str]] = []
+        self.rows: list[list[str]] = []
+        self.words: list[str] = []
+        self._cell = self._style = False
+        self.feed(html)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self._style = tag == "style"
+        self.attributes += [(tag, name, value or "") for name, value in attrs]
+        if tag == "tr":
+            self.rows.append([])
+        if tag in ("td", "th") and self.rows:
+            self.rows[-1].append("")
+            self._cell = True
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag in ("td", "th"):
+            self._cell = False
+        self._style = self._style and tag != "style"
+
+    def handle_data(self, data: str) -> None:
+        if not self._style:
+            self.words.append(data)
+        if self._cell:
+            self.rows[-1][-1] += data
+
+    def row(self, first: str) -> list[str]:
+        return [cell.strip() for cell in next(r for r in self.rows if r and r[0].strip() == first)]
+
+    @property
+    def text(self) -> str:
+        return " ".join("".join(self.words).split())
+
+
+# ---- runs made without training
+
+
+def docmnist_run(folder: Path) -> Config:
+    """A finished run: DocMNIST, pairs of known quality, hand-written metrics."""
+    config = load(
+        None,
+        [f"run={folder}", "runner=local", "docmnist.shard_images=8", "docmnist.images={train: 12, test: 20}", "seed=3"],
+    )
+    Pipeline(config, LocalRunner()).run(["ingest", "vocabulary"])
+    for shard in manifest.read(StageFolder(f"{config.run}/test", "base")).shards:
+        write_pairs(config, "test", shard, [spoiled(p) for p in pair_rows(config, "test", "truth", shard)])
+    finish_pairs(config, "test")
+    put(config, "results.json", json.dumps({"metrics": MEASURED, "splits": {"test": MEASURED}, "images": {"test": 20}}))
+    for job in tables.TRAINED:
+        lines = [{"step": s, "loss": 9.0 / s, "images_per_second": 100.0 + s, "data_wait": 0.02} for s in (10, 20, 30)]
+        put(config, f"models/{job}/metrics.jsonl", "".join(json.dumps(line) + "\n" for line in lines) + '{"step": 4')
+    return config
+
+
+def spoiled(true: RegionAttributePairs) -> RegionAttributePairs:
+    """The true pairs without the first, and with a wrong one in its place."""
+    region, attribute = true.region.copy(), true.attribute.copy()
+    attribute[0] = (attribute[0] + 1) % 10  # another digit
+    return RegionAttributePairs(true.boxes, region, attribute, np.full(len(region), 0.75, np.float16))
+
+
+def write_pairs(config: Config, split: str, shard: str, pairs: list[RegionAttributePairs]) -> None:
+    keys = BaseShard(StageFolder(f"{config.run}/{split}", "base"), shard).keys
+    request = StageRequest("pairs", "pairs", split, config, "0" * 16)
+    with request.output().attempt(shard) as attempt:
+        attempt.write(f"{shard}.parquet", sidecar.to_bytes(pairs_table(keys, pairs)))
+        timers = Timers()
+        timers.seconds = {"embed": 1.25, "map": 0.5}
+        counts = {"pairs": sum(len(p.region) for p in pairs)}
+        commit_sidecar(request, attempt, shard, keys=keys, input_digest="", timers=timers, counts=counts)
+
+
+def finish_pairs(config: Config, split: str) -> None:
+    folder = StageFolder(f"{config.run}/{split}", "pairs")
+    manifest.write(folder, folder.shards_done())
+
+
+def put(config: Config, name: str, content: str) -> None:
+    path = Path(config.run) / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(content, encoding="utf-8")
+
+
+def foreign_run(folder: Path) -> Config:
+    """A run over somebody else's shards: hostile keys, texts and phrases, refused samples, nothing known to be true."""
+    folder.mkdir(parents=True, exist_ok=True)
+    source = folder / "source"
+    source.mkdir()
+    noise = np.random.default_rng(0).integers(0, 255, (300, 400, 3), dtype=np.uint8)
+    members = []
+    for key in (HOSTILE, '" onload="alert(2)', "plain"):
+        members += [(f"{key}.png", png(noise)), (f"{key}.txt", f"a cat {HOSTILE} & a dog \u202e".encode())]
+    members += [("<img src=x onerror=alert(3)>.png", b"not an image"), ("<img src=x onerror=alert(3)>.txt", b"a cat")]
+    members += [(f"silent{i}.png", png(noise)) for i in range(2)]
+    with tarfile.open(source / "a.tar", "w") as tar:
+        for name, data in members:
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+    phrases = [{"phrase": "cat", "group": HOSTILE}, {"phrase": "dog"}]
+    config = load(
+        None,
+        [
+            f"run={folder / 'run'}",
+            "data.source=shards",
+            f"data.train={source}",
+            "regions.proposals=grid",
+            f"vocabulary.attributes={json.dumps(phrases)}",
+            "data.quarantine_allowance=50",
+        ],
+    )
+    Pipeline(config, LocalRunner()).run(["ingest", "vocabulary"])
+    shard = manifest.read(StageFolder(f"{config.run}/train", "base")).shards[0]
+    boxes = np.array([[0, 0, 200, 150], [10, 5, 390, 290]], np.float32)
+    said = RegionAttributePairs(boxes, np.array([0, 1, 1]), np.array([0, 0, 1]), np.array([0.25, 0.875, 0.5]))
+    count = len(BaseShard(StageFolder(f"{config.run}/train", "base"), shard))
+    write_pairs(config, "train", shard, [said] * count)
+    finish_pairs(config, "train")
+    return config
+
+
+def png(pixels: np.ndarray) -> bytes:
+    handle = io.BytesIO()
+    Image.fromarray(pixels).save(handle, "PNG")
+    return handle.getvalue()
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Config, Path]:
+    config = docmnist_run(tmp_path_factory.mktemp("report") / "run")
+    return config, Path(build(config))
+
+
+@pytest.fixture(scope="module")
+def foreign(tmp_path_factory: pytest.TempPathFactory) -> tuple[Config, Path]:
+    config = foreign_run(tmp_path_factory.mktemp("foreign"))
+    return config, Path(build(config))
+
+
+# ---- the whole page
+
+
+def test_the_tables_hold_the_figures_of_results_json(finished: tuple[Config, Path]) -> None:
+    config, path = finished
+    assert path == Path(config.run) / "report.html"
+    page = Page(path.read_text(encoding="utf-8"))
+    assert page.row("One-to-one VLM")[:7] == ["One-to-one VLM", "41.07", "–", "–", "55.50", "–", "–"]
+    assert page.row("ViLLA") == ["ViLLA", "61.39", "+20.32", "50.0%", "54.25", "−1.25", "−25.0%", "51.31", "80.04"]
+    assert page.row("Ground-truth pairs")[1:4] == ["81.71", "+40.64", "100.0%"]
+    assert page.row("321") == ["321", "71.23", "64.56", "67.73", "50.17"]
+    assert "On the test split (20 images, 90 regions) ViLLA reaches 61.4% in attribute→region" in page.text
+    assert "Nothing was refused." in page.text
+    assert ["pairs", "test", "3", "20", "5.25", "4", "embed 3.75, map 1.50"] in [r[:7] for r in page.rows]
+
+
+def test_the_page_asks_for_nothing(finished: tuple[Config, Path], foreign: tuple[Config, Path]) -> None:
+    for _, path in (finished, foreign):
+        html = path.read_text(encoding="utf-8")
+        assert "http://" not in html and "https://" not in html and "@import" not in html and "url(" not in html
+        page = Page(html)
+        links = [v for _, name, v in page.attributes if name in ("src", "href", "srcset", "action", "xlink:href")]
+        assert len(links) >= 8
+        assert all(v.startswith(("data:", "#")) for v in links)
+        assert "script" not in page.tags
+        policy = next(v for _, name, v in page.attributes if name == "content" and "default-src" in v)
+        assert policy.startswith("default-src 'none'; img-src data:; style-src 'unsafe-inline'")
+
+
+def test_the_same_run_gives_the_same_bytes(finished: tuple[Config, Path]) -> None:
+    config, path = finished
+    before = path.read_bytes()
+    build(config)
+    assert path.read_bytes() == before
+    assert not list(path.parent.glob(".report*"))
+
+
+def test_hostile_data_stays_data(foreign: tuple[Config, Path]) -> None:
+    page = Page(foreign[1].read_text(encoding="utf-8"))
+    assert "script" not in page.tags
+    assert not [(t, a) for t, a, _ in page.attributes if a.startswith("on")]
+    assert HOSTILE in page.text and "<img src=x onerror=alert(3)>" in page.text
+    assert "\u202e" not in page.text and "a dog \\u202e" in page.text
+    assert page.row("undecodable_image") == ["undecodable_image", "1"]
+    assert page.row("no_text") == ["no_text", "2"]
+    assert "3 of 6 samples did not get into the base shards" in page.text
+
+
+def test_a_run_without_truth_shows_scores_and_judges_nothing(foreign: tuple[Config, Path]) -> None:
+    page = Page(foreign[1].read_text(encoding="utf-8"))
+    assert "No split of this run has known region-attribute pairs, so its models were not measured." in page.text
+    assert "No training job of this run has logged a step." in page.text
+    assert "There are no metrics: the run has no results.json." in page.text
+    assert "3 attributes assigned 1 cat 0.88 dog 0.50 2 cat 0.25" in page.text
+    assert "missed" not in page.text and "wrong" not in page.text
+
+
+def test_a_run_without_anything_still_has_a_report(tmp_path: Path) -> None:
+    page = Page(Path(build(load(None, [f"run={tmp_path}"]))).read_text(encoding="utf-8"))
+    assert "No stage of this run has committed a shard." in page.text
+    assert "There are no pictures" in page.text
+
+
+def test_damaged_results_are_named(tmp_path: Path) -> None:
+    for content in ("{", "[]"):
+        (tmp_path / "results.json").write_text(content)
+        with pytest.raises(ShardError, match=r"results\.json .*run the evaluate stage again"):
+            build(load(None, [f"run={tmp_path}"]))
+
+
+# ---- the gallery
+
+
+def test_marks_of_a_hand_made_image() -> None:
+    phrases = ["red", "blue", "cat"]
+    left, right, far = [0, 0, 10, 10], [10, 0, 20, 10], [40, 40, 60, 60]
+    truth = RegionAttributePairs(
+        np.array([left, right], np.float32), np.array([0, 0, 1]), np.array([0, 2, 1]), np.ones(3, np.float16)
+    )
+    # left: red is right, blue is wrong, cat is missed. right: nothing said, blue missed. far: a box of its own
+    said = RegionAttributePairs(
+        np.array([[1, 0, 10, 10], far], np.float32), np.array([0, 0, 1]), np.array([0, 1, 2]), np.array([0.9, 0.8, 0.7])
+    )
+    made = gallery.picture("k", "t", np.zeros((64, 64, 3), np.uint8), said, truth, phrases)
+    marks = [[(m.verdict, m.phrase) for m in r.marks] for r in made.regions]
+    assert marks == [
+        [("right", "red"), ("wrong", "blue"), ("missed", "cat")],
+        [("missed", "blue")],
+        [("wrong", "cat")],
+    ]
+    assert [(r.number, r.known, r.box) for r in made.regions] == [
+        (1, True, (0.0, 0.0, 10.0, 10.0)),
+        (2, True, (10.0, 0.0, 10.0, 10.0)),
+        (3, False, (40.0, 40.0, 20.0, 20.0)),
+    ]
+    assert made.counts == {"right": 1, "wrong": 2, "missed": 2, "assigned": 0}
+
+
+def test_the_page_marks_what_was_spoiled(finished: tuple[Config, Path]) -> None:
+    config, path = finished
+    pictures = gallery.pictures(config, "test")
+    assert len(pictures) == 12
+    for made in pictures:
+        assert made.counts["wrong"] == made.counts["missed"] == 1
+        assert [m.verdict for m in made.regions[0].marks].count("wrong") == 1
+    words = Page(path.read_text(encoding="utf-8")).text
+    first = pictures[0]
+    marks = {v: [m.phrase for m in first.regions[0].marks if m.verdict == v] for v in gallery.VERDICTS}
+    right = " ".join(f"✓right: {p}" for p in marks["right"])
+    assert f"1 {right} ✗wrong: {marks['wrong'][0]} ○missed: {marks['missed'][0]}" in words
+    assert f"{first.key} {first.counts['right']} right, 1 wrong, 1 missed" in words
+
+
+def test_the_picture_is_the_sample_pixel_by_pixel(finished: tuple[Config, Path]) -> None:
+    config, _ = finished
+    made = gallery.pictures(config, "test", wanted=1)[0]
+    shown = np.asarray(Image.open(io.BytesIO(base64.b64decode(made.uri.split(",")[1]))))
+    shard, number = made.key.split("-")
+    base = BaseShard(StageFolder(f"{config.run}/test", "base"), shard)
+    assert np.array_equal(shown, np.asarray(Image.open(io.BytesIO(base.sample(int(number))["png"]))))
+
+
+def test_judging_agrees_with_the_metric() -> None:
+    rng = np.random.default_rng(5)
+
+    def some(boxes: int, pairs: int) -> RegionAttributePairs:
+        low = rng.integers(0, 6, (boxes, 2))
+        xyxy = np.concatenate([low, low + rng.integers(1, 7, (boxes, 2))], 1).astype(np.float32)
+        unique = np.unique(np.stack([rng.integers(0, boxes, pairs), rng.integers(0, 4, pairs)], 1), axis=0)
+        return RegionAttributePairs(xyxy, unique[:, 0], unique[:, 1], rng.random(len(unique)).round(1))
+
+    seen = 0
+    for _ in range(500):
+        mine, truth = some(5, 8), some(4, 8)
+        found = gallery.true_region_of(mine, truth)
+        assert np.array_equal(found >= 0, matched(mine, truth))
+        seen += int((found >= 0).sum())
+    assert seen > 100
+
+
+def test_images_are_spread_evenly_over_shards() -> None:
+    assert gallery.chosen_rows([4, 0, 4], 4) == [(0, 1), (0, 3), (2, 1), (2, 3)]
+    assert gallery.chosen_rows([1, 1], 12) == [(0, 0), (1, 0)]
+    assert gallery.chosen_rows([], 12) == []
+
+
+def test_badges_do_not_cover_each_other() -> None:
+    same = [gallery.Region(n, (0.0, 0.0, 50.0, 50.0), True, ()) for n in (1, 2, 3, 4)]
+    placed = gallery.place_badges(same, np.zeros((100, 100, 3), np.uint8))
+    assert len({r.badge for r in placed}) == 4
+
+
+# ---- tables, summary, text
+
+
+def results(**metrics: Any) -> list[tables.SplitResults]:
+    return tables.by_split({"splits": {"test": metrics}})
+
+
+@pytest.mark.parametrize(
+    ("one", "villa", "best", "said"),
+    [
+        (40.0, 50.0, 60.0, "10.0 points above the one-to-one VLM in A→R. It closes part of the gap to training on true "
+                           "pairs: 50% in A→R."),
+        (40.0, 30.0, 60.0, "10.0 points below the one-to-one VLM in A→R. It falls behind, away from training on true "
+                           "pairs, in A→R (−50% of the gap)."),
+        (40.0, 70.0, 60.0, "It goes beyond training on true pairs in A→R (150% of the gap)."),
+        (40.0, 50.0, 40.2, "In A→R there is no gap to close: training on true pairs brings +0.2 points compared with "
+                           "the one-to-one VLM."),
+        (40.0, 40.01, None, "ViLLA reaches 40.0% in attribute→region retrieval (A→R): level with the one-to-one VLM "
+                            "in A→R."),
+        (None, 50.0, None, "On the test split ViLLA reaches 50.0% in attribute→region retrieval (A→R)."),
+        (40.0, None, 60.0, "On the test split no figure of ViLLA is known; the one-to-one VLM reaches 40.0% in "
+                           "attribute→region retrieval (A→R)."),
+        (float("nan"), float("nan"), 60.0, "On the test split no figure of ViLLA is known."),
+    ],
+)  # fmt: skip
+def test_the_summary_says_what_the_figures_say(
+    one: float | None, villa: float | None, best: float | None, said: str
+) -> None:
+    given = {"one_to_one": one, "villa": villa, "ground_truth": best}
+    measured = results(**{job: {"a2r": value} for job, value in given.items() if value is not None})
+    assert said in " ".join(summary(measured, {}, EMPTY))
+
+
+def test_test_stands_before_other_splits() -> None:
+    found = tables.by_split({"splits": {"validation": MEASURED, "test": MEASURED}})
+    assert [r.split for r in found] == ["test", "validation"]
+
+
+def test_examples_are_shared_fairly_among_reasons() -> None:
+    assert tables.quotas({"a": 1000, "b": 1, "c": 2}, 20) == {"a": 17, "b": 1, "c": 2}
+    assert tables.quotas({}, 20) == {}
+
+
+def test_secrets_are_redacted() -> None:
+    config = {"api_key": "x1", "token": ["x2"], "deep": [{"db_password": "x3", "SecretId": "x4", "keys": {"a": "x5"}}]}
+    shown = json.dumps(text.redacted(config))
+    assert not [v for v in ("x1", "x2", "x3", "x4", "x5") if v in shown]
+    assert text.redacted({"tokenizer": "bert", "keep": 3, "key": None}) == {"tokenizer": "bert", "keep": 3, "key": None}
+    assert text.plain("s3://me:pw@b/x?X-Amz-Signature=abc&y=1") == "s3://(redacted)@b/x?X-Amz-Signature=(redacted)&y=1"
+
+
+def test_curves_skip_what_is_not_a_number_and_keep_the_last_point() -> None:
+    lines = [{"step": s, "loss": float("nan") if s == 3 else 1.0} for s in range(1, 1202)]
+    found = plots.points(lines, "loss")
+    assert len(found) <= plots.MOST_POINTS + 1 and found[-1][0] == 1201
+    assert plots.curves({"villa": [{"step": 1.0}]}) == []
+    assert plots.running_mean([1.0, 2.0, 9.0, 2.0], 1) == [1.0, 4.0, 13.0 / 3.0, 2.0]
+
+
+# ---- in a browser
+
+
+def test_in_a_browser(finished: tuple[Config, Path], tmp_path: Path) -> None:
+    browser = next((b for b in ("chromium", "chromium-browser", "google-chrome") if shutil.which(b)), None)
+    if browser is None:
+        pytest.skip(
+            "no chromium, chromium-browser or google-chrome on PATH; install Debian's chromium to run this test"
+        )
+    shot = tmp_path / "shot.png"
+
+    def open_page(*flags: str) -> tuple[str, str]:
+        quiet = ("--disable-background-networking", "--disable-component-update", "--disable-sync", "--no-first-run")
+        command = [browser, "--headless", "--no-sandbox", "--disable-gpu", *quiet, "--enable-logging=stderr"]
+        profile = f"--user-data-dir={tmp_path / 'profile'}"
+        done = subprocess.run(
+            [*command, profile, "--window-size=1280,2000", *flags, finished[1].as_uri()],
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=True,
+        )
+        return done.stdout, done.stderr
+
+    dom, errors = open_page("--dump-dom")
+    page = Page(dom)
+    assert page.row("ViLLA")[1:3] == ["61.39", "+20.32"]
+    assert ":CONSOLE" not in errors
+    _, errors = open_page(f"--screenshot={shot}")
+    assert ":CONSOLE" not in errors
+    pixels = np.asarray(Image.open(shot).convert("RGB"))
+    assert shot.read_bytes().startswith(b"\x89PNG") and pixels.shape[1] == 1280
+    assert len(np.unique(pixels.reshape(-1, 3), axis=0)) > 50

@@ -1,0 +1,141 @@
+"""The report of a finished run as one HTML file that asks for nothing from anywhere.
+
+    figures    results.json, models/*/metrics.jsonl, the stages' markers
+    pictures   base shards with their pairs and, where known, true pairs
+
+What a run lacks is said in its section instead of failing the report; what is damaged is an error. All text that comes
+from data passes `text.plain` and autoescaping, and the page's policy forbids scripts and every load but data URIs.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import PurePosixPath
+from typing import Any
+
+import yaml
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from shards.errors import ShardError
+from shards.store import Store
+from villa_dist import __version__
+from villa_dist.config import Config
+from villa_dist.report import gallery, plots, tables, text
+from villa_dist.report.summary import summary
+from villa_dist.train.names import METRICS
+
+NAME = "report.html"
+RESULTS = "results.json"
+
+
+def build(config: Config) -> str:
+    """Write `<run>/report.html` atomically and return its path.
+
+    Raises: ShardError when results.json, a marker, a sidecar or an image of the run is damaged.
+    """
+    store = Store(config.run)
+    store.put(NAME, render(config).encode())
+    return store.path(NAME)
+
+
+def render(config: Config) -> str:
+    """The report's HTML. The same run gives the same bytes."""
+    store = Store(config.run)
+    results = read_results(store)
+    metrics = read_metrics(store)
+    profile = tables.profile(config.run)
+    refused = tables.refusals(config.run)
+    measured = tables.by_split(results)
+    images = results.get("images") or {row.split: row.samples for row in profile if row.folder == "base"}
+    split = gallery.split_of(config)
+    pictures = gallery.pictures(config, split) if split else []
+    return (
+        environment()
+        .get_template("report.html.j2")
+        .render(
+            title=PurePosixPath(store.path()).name or store.path(),
+            run=store.path(),
+            version=__version__,
+            summary=summary(measured, images, refused),
+            facts=facts(config, images, measured),
+            measured=measured,
+            gallery_split=split,
+            pictures=pictures,
+            judged=split is not None and gallery.has_truth(config, split),
+            plots=plots.curves(metrics),
+            training=tables.training(metrics),
+            profile=profile,
+            refused=refused,
+            config_yaml=yaml.safe_dump(
+                text.redacted(config.model_dump(mode="json")), sort_keys=False, allow_unicode=True
+            ),
+            results_json=json.dumps(results, indent=1, ensure_ascii=False) if results else "",
+        )
+    )
+
+
+def environment() -> Environment:
+    """jinja2 with autoescape on; `finalize` makes every printed string fit to be shown."""
+    env = Environment(
+        loader=PackageLoader("villa_dist.report"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        finalize=text.plain,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    for name in ("figure", "signed", "percent", "count", "seconds", "shortened"):
+        env.filters[name] = getattr(text, name)
+    return env
+
+
+def read_results(store: Store) -> dict[str, Any]:
+    """results.json, or nothing where nothing was evaluated. Raises: ShardError when it is not a JSON object."""
+    if not store.exists(RESULTS):
+        return {}
+    try:
+        results = json.loads(store.read(RESULTS))
+    except ValueError as error:
+        raise ShardError(f"{store.path(RESULTS)} is not JSON ({error}); run the evaluate stage again") from error
+    if not isinstance(results, dict):
+        raise ShardError(f"{store.path(RESULTS)} holds no JSON object; run the evaluate stage again")
+    return results
+
+
+def read_metrics(store: Store) -> dict[str, list[dict[str, float]]]:
+    """Logged lines of each training job that has any; a line cut by a crash is left out."""
+    found = {}
+    for job in tables.TRAINED:
+        name = f"models/{job}/{METRICS}"
+        lines = _json_lines(store.read(name)) if store.exists(name) else []
+        if lines:
+            found[job] = lines
+    return found
+
+
+def _json_lines(data: bytes) -> list[dict[str, float]]:
+    lines = []
+    for line in data.decode("utf-8", "replace").splitlines():
+        try:
+            value = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(value, dict):
+            lines.append(value)
+    return lines
+
+
+def facts(config: Config, images: Mapping[str, Any], measured: Sequence[tables.SplitResults]) -> list[tuple[str, str]]:
+    """(name, value) of what a reader needs to place the figures."""
+    known = [(f"{split} images", text.count(images[split])) for split in tables.SPLITS if split in images]
+    known += [(f"{r.split} regions", text.count(r.regions)) for r in measured if r.regions is not None]
+    steps = (config.pretrain.steps, config.mapping.fit.steps, config.train.steps)
+    known.append(("steps: one-to-one / mapping / VLMs", " / ".join(text.count(s) for s in steps)))
+    known.append(("Seed", str(config.seed)))
+    source = (
+        f"DocMNIST, complexity {config.docmnist.target}" if config.data.source == "docmnist" else "image-text shards"
+    )
+    known.append(("Data", source))
+    known.append(("Region proposals", config.regions.proposals))
+    return [(name[0].upper() + name[1:], value) for name, value in known]
