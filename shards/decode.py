@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import warnings
 from typing import Any
 
@@ -19,6 +20,7 @@ IMAGE_SUFFIXES = ("jpg", "jpeg", "png", "webp")
 TEXT_SUFFIXES = ("txt", "json")
 FORMATS = ("JPEG", "PNG", "WEBP")
 MAX_PIXELS = 64_000_000
+ADDRESS = re.compile(r" at 0x[0-9a-f]+")  # of objects that PIL names; it would differ from run to run
 
 
 class DecodeError(Exception):
@@ -46,7 +48,8 @@ def decode_image(data: bytes, max_pixels: int = MAX_PIXELS) -> np.ndarray:
     except DecodeError:
         raise
     except Exception as error:  # PIL raises a dozen kinds, SyntaxError and struct.error among them
-        raise DecodeError("undecodable_image", f"{type(error).__name__}: {error}") from error
+        detail = ADDRESS.sub("", f"{type(error).__name__}: {error}")
+        raise DecodeError("undecodable_image", detail) from error
 
 
 def _to_rgb(image: Image.Image) -> np.ndarray:

@@ -35,38 +35,53 @@ class RankPool:
     """`run(job, world, *arguments)`: the list of what `job(rank, world, *arguments)` returns on each rank."""
 
     def __init__(self) -> None:
-        context = mp.get_context("spawn")
         self.folder = tempfile.TemporaryDirectory(prefix="villa-ranks-")
         self.count = 0
-        self.workers = []
+        self.workers: list[tuple[Any, Any]] = []
+
+    def start(self) -> None:
+        context = mp.get_context("spawn")
         for rank in range(LARGEST):
             ours, theirs = context.Pipe()
             process = context.Process(target=serve, args=(rank, theirs), daemon=True)
             process.start()
+            theirs.close()
             self.workers.append((process, ours))
 
     def run(self, job: Callable[..., Any], world: int, *arguments: Any) -> list[Any]:
+        if not self.workers:
+            self.start()
         self.count += 1
         chosen = self.workers[:world]
         for _, pipe in chosen:
             pipe.send((job, world, f"{self.folder.name}/{self.count}", arguments))
-        results = []
-        for rank, (_, pipe) in enumerate(chosen):
-            assert pipe.poll(SECONDS), f"rank {rank} of {world} does not answer"
-            good, value = pipe.recv()
-            assert good, f"rank {rank} of {world} failed:\n{value}"
+        results, failed = [], []
+        for rank, (process, pipe) in enumerate(chosen):
+            try:
+                good, value = pipe.recv() if pipe.poll(SECONDS) else (False, "no answer")
+            except EOFError:
+                process.join(5)
+                good, value = False, f"the process died with exit code {process.exitcode}"
             results.append(value)
+            failed += [] if good else [f"rank {rank} of {world}: {value[-600:]}"]
+        if failed:
+            self.stop()  # the next test gets fresh ranks
+        assert not failed, "\n".join(failed)
         return results
 
-    def close(self) -> None:
+    def stop(self) -> None:
         for process, pipe in self.workers:
             try:
                 pipe.send(None)
             except OSError:
                 pass
-            process.join(5)
+            process.join(1)
             if process.is_alive():
                 process.kill()
+        self.workers = []
+
+    def close(self) -> None:
+        self.stop()
         self.folder.cleanup()
 
 

@@ -10,44 +10,62 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.autograd import Function
 
 from villa_dist.distributed import world_size
 
-_OVER = (0, 2, 3)
-
-
 class _GlobalNorm(Function):
-    """x (N C H W) -> (x - mean) / std over all ranks' N, H, W; mean and unbiased variance are returned for the buffers."""
+    """Batch norm of x (N C H W) over all ranks' N, H, W. Also returns mean and unbiased variance, for the buffers.
+
+    Normalising and its local gradients are torch's fused eval-mode kernels; what the batch statistics add to the input's
+    gradient is one affine function of x a channel.
+    """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
-        count = x.new_full((1,), float(x.numel() // x.shape[1]), dtype=torch.float64)
-        packed = torch.cat([x.sum(_OVER).double(), (x * x).sum(_OVER).double(), count])
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, eps: float
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        channels = x.shape[1]
+        rows = _rows(x)
+        packed = torch.cat([rows.sum(0), rows.square().sum(0), x.new_tensor([len(rows)])]).double()
         dist.all_reduce(packed)
-        total, squares, number = packed.split([x.shape[1], x.shape[1], 1])
+        total, squares, number = packed.split([channels, channels, 1])
         number = number.clamp(min=1)
-        mean = total / number
-        variance = (squares / number - mean * mean).clamp(min=0)
-        inverse = torch.rsqrt(variance + eps).to(x.dtype)
-        normal = (x - mean.to(x.dtype).view(1, -1, 1, 1)) * inverse.view(1, -1, 1, 1)
-        ctx.save_for_backward(normal, inverse, number.to(x.dtype))
-        unbiased = variance * number / (number - 1).clamp(min=1)
-        stats = mean.to(x.dtype), unbiased.to(x.dtype)
-        ctx.mark_non_differentiable(*stats)
-        return normal, *stats
+        wide_mean = total / number
+        wide_variance = (squares / number - wide_mean * wide_mean).clamp(min=0)
+        mean, variance = wide_mean.to(x.dtype), wide_variance.to(x.dtype)
+        normal = F.batch_norm(x, mean, variance, weight, bias, training=False, eps=eps) if x.numel() else x.clone()
+        ctx.save_for_backward(x, weight, mean, variance, number.to(x.dtype))
+        ctx.eps = eps
+        unbiased = (wide_variance * number / (number - 1).clamp(min=1)).to(x.dtype)
+        ctx.mark_non_differentiable(mean, unbiased)
+        return normal, mean, unbiased
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
-        normal, inverse, number = ctx.saved_tensors
-        grad = grads[0]
-        packed = torch.cat([grad.sum(_OVER), (grad * normal).sum(_OVER)])
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight, mean, variance, number = ctx.saved_tensors
+        inverse = torch.rsqrt(variance + ctx.eps)
+        if x.numel():
+            dx, dweight, dbias = torch.ops.aten.native_batch_norm_backward(
+                grads[0], x, weight, mean, variance, mean, inverse, False, ctx.eps, [True, True, True]
+            )
+        else:  # the fused kernel divides by the number of places
+            dx, dweight, dbias = torch.zeros_like(x), torch.zeros_like(weight), torch.zeros_like(weight)
+        packed = torch.cat([dbias, dweight])  # sum of the gradient, and of the gradient times the normalised input
         dist.all_reduce(packed)
         mean_grad, mean_product = (packed / number).chunk(2)
-        centred = grad - mean_grad.view(1, -1, 1, 1) - normal * mean_product.view(1, -1, 1, 1)
-        return centred * inverse.view(1, -1, 1, 1), None
+        slope = -weight * inverse * inverse * mean_product
+        offset = -weight * inverse * mean_grad - slope * mean
+        dx += torch.addcmul(offset.view(1, -1, 1, 1), x, slope.view(1, -1, 1, 1))
+        return dx, dweight, dbias, None
+
+
+def _rows(x: Tensor) -> Tensor:
+    """N C H W as places x channels, without a copy for channels-last maps."""
+    return x.permute(0, 2, 3, 1).reshape(-1, x.shape[1])
 
 
 class GlobalBatchNorm(nn.BatchNorm2d):
@@ -60,11 +78,11 @@ class GlobalBatchNorm(nn.BatchNorm2d):
             if input.numel() // input.shape[1] > 1:
                 return super().forward(input)
             return input * 0.0 + self.bias.view(1, -1, 1, 1)  # no statistics in one place (or none)
-        normal, mean, variance = _GlobalNorm.apply(input, self.eps)
+        normal: Tensor
+        normal, mean, variance = _GlobalNorm.apply(input, self.weight, self.bias, self.eps)
         with torch.no_grad():
             assert self.num_batches_tracked is not None
             self.num_batches_tracked += 1
             self.running_mean.lerp_(mean, self.momentum)
             self.running_var.lerp_(variance, self.momentum)
-        out: Tensor = normal * self.weight.view(1, -1, 1, 1) + self.bias.view(1, -1, 1, 1)
-        return out
+        return normal

@@ -67,7 +67,7 @@ class Plot:
 def curves(metrics: Metrics) -> list[Plot]:
     """Loss of the VLMs, loss of the mapping model (another scale), and throughput of all. Empty plots are left out."""
     vlms = [job for job in metrics if job != "mapping"]
-    batch = f"of single global batches; over {FEW_POINTS} of them, thick: their running mean"
+    batch = "of single global batches"
     plots = [
         plot("Loss of the VLMs", batch, "contrastive loss (nats)", lines_of(metrics, vlms, "loss"), smooth=True),
         plot(
@@ -98,12 +98,15 @@ def plot(title: str, note: str, label: str, lines: Mapping[str, Sequence[Point]]
     """One figure; None when there is no line. smooth: noisy lines get a running mean; else the axis starts at 0."""
     if not lines:
         return None
-    said = "; ".join(
-        f"{TRAINED[job]} from {line[0][1]:,.4g} at step {line[0][0]:,.0f} to {line[-1][1]:,.4g} at step {line[-1][0]:,.0f}"
-        for job, line in lines.items()
-    )
+    if smooth and max(len(line) for line in lines.values()) > FEW_POINTS:
+        note = f"thin: {note.removeprefix('of ')}; thick: running mean"
+    said = "; ".join(f"{TRAINED[job]} from {_spoken(line[0])} to {_spoken(line[-1])}" for job, line in lines.items())
     light, dark = (_uri(_draw(lines, label, ink, smooth)) for ink in (LIGHT, DARK))
     return Plot(title, note, f"{title}, {label} by training step. {said}.", light, dark)
+
+
+def _spoken(point: Point) -> str:
+    return f"{point[1]:,.4g} at step {point[0]:,.0f}"
 
 
 def points(lines: Sequence[Mapping[str, float]], value: str) -> list[Point]:
@@ -119,11 +122,11 @@ def points(lines: Sequence[Mapping[str, float]], value: str) -> list[Point]:
 
 
 def running_mean(values: Sequence[float], reach: int) -> list[float]:
-    """The mean of each value and up to `reach` neighbours on either side, fewer at the ends but as many on both."""
+    """The mean of each value and up to `reach` neighbours on either side."""
     total = np.concatenate([[0.0], np.cumsum(values)])
     at = np.arange(len(values))
-    around = np.minimum(reach, np.minimum(at, len(values) - 1 - at))
-    return list((total[at + around + 1] - total[at - around]) / (2 * around + 1))
+    first, last = np.maximum(at - reach, 0), np.minimum(at + reach + 1, len(values))
+    return list((total[last] - total[first]) / (last - first))
 
 
 def _draw(lines: Mapping[str, Sequence[Point]], label: str, ink: Ink, smooth: bool) -> str:

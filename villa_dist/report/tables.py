@@ -219,7 +219,8 @@ def refusals(run: str, limit: int = MOST_EXAMPLES) -> Refusals:
     came_in: dict[str, int] = {}
     counts: dict[str, dict[str, int]] = {}  # reason -> split -> samples
     with_examples: list[tuple[str, Marker]] = []
-    warnings, warned = [], 0
+    warnings: list[str] = []
+    warned = 0
     for split in SPLITS:
         for marker in markers(run, split, "base"):
             came_in[split] = came_in.get(split, 0) + marker.came_in
