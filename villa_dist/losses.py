@@ -18,7 +18,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.autograd import Function
 
-from villa_dist.distributed import world_size
+from villa_dist.distributed import all_gather_into, reduce_scatter_into, world_size
 
 TILE = 1024
 NEGATIVE_INFINITY = float("-inf")
@@ -31,11 +31,6 @@ class Pairs(NamedTuple):
     text: Int[Tensor, " P"]
 
 
-# torch 2.13 renamed both
-_all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
-_reduce_scatter = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
-
-
 class _GatherTexts(Function):
     """Equal slices (k, D) of each rank -> (world * k, D) on every rank. The gradient is summed over ranks."""
 
@@ -43,14 +38,14 @@ class _GatherTexts(Function):
     def forward(ctx: Any, part: Tensor) -> Tensor:
         ctx.rows = part.shape[0]
         whole = part.new_empty(world_size() * part.shape[0], part.shape[1])
-        _all_gather(whole, part.contiguous())
+        all_gather_into(whole, part.contiguous())
         return whole
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Tensor:
         grad = grads[0].contiguous()
         part = grad.new_empty(ctx.rows, grad.shape[1])
-        _reduce_scatter(part, grad)
+        reduce_scatter_into(part, grad)
         return part
 
 
@@ -148,7 +143,7 @@ def image_attribute_logits(
     )
     if pooling == "max":
         return peak
-    fixed = peak.detach()
+    fixed = peak.detach().clamp(min=torch.finfo(peak.dtype).min)  # an image without regions stays at -inf
     mass = torch.zeros_like(peak).index_add(0, image_of, torch.exp(score_RA - fixed[image_of]))
     return fixed + torch.log(mass)
 

@@ -29,7 +29,8 @@ def roi_align(
     _, channels, height, width = maps.shape
     count = boxes.shape[0]
     if count == 0:
-        return maps.new_zeros(0, channels, bins, bins)
+        # still a function of the maps: a rank without a region must run the same backward as the others
+        return maps[:0, :, :1, :1].expand(0, channels, bins, bins)
     taps = [_axis(boxes[:, a], boxes[:, a + 2], bins, scale, samples, n) for a, n in ((1, height), (0, width))]
     (y_KPT, wy_KPT), (x_KPT, wx_KPT) = taps
     base = image_of.to(torch.int64).view(-1, 1, 1, 1, 1) * height

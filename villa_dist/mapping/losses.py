@@ -1,6 +1,7 @@
 """Losses that fit a mapping from image-level mentions, beside the paper's contrast (`villa_dist.losses`).
 
-Letters: I images, R regions, A attributes. Rows of `logit_RA` belong to images `image_of`.
+Letters: I images, R regions, A attributes. Rows of `logit_RA` belong to images `image_of`. On several ranks each holds
+equally many images and the same attributes as columns; every loss is that of the global batch.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from villa_dist.config import MappingConfig
+from villa_dist.distributed import gather_rows, sum_over_ranks
 from villa_dist.losses import NEGATIVE_INFINITY, image_attribute_logits, mapping_contrast
 
 NOISY_OR_WEIGHT = 0.3  # beside the negative-unlabelled risk in `both`
@@ -36,11 +38,22 @@ def negative_unlabelled(
     unlabelled_RA = mentioned_IA[image_of]
     negative_RA = ~unlabelled_RA
     as_positive, as_negative = F.softplus(-logit_RA), F.softplus(logit_RA)
-    count_u = unlabelled_RA.sum(0).clamp(min=1)
-    count_n = negative_RA.sum(0).clamp(min=1)
-    positive_A = (as_positive * unlabelled_RA).sum(0) / count_u - (1 - share_A) * (as_positive * negative_RA).sum(0) / count_n
-    negative_A = (1 - share_A) * (as_negative * negative_RA).sum(0) / count_n
-    usable_A = (negative_RA.any(0) & unlabelled_RA.any(0)).to(logit_RA.dtype)
+    sums_5A = sum_over_ranks(
+        torch.stack(
+            [
+                (as_positive * unlabelled_RA).sum(0),
+                (as_positive * negative_RA).sum(0),
+                (as_negative * negative_RA).sum(0),
+                unlabelled_RA.sum(0).to(logit_RA.dtype),
+                negative_RA.sum(0).to(logit_RA.dtype),
+            ]
+        )
+    )
+    unlabelled_as_positive, negative_as_positive, negative_as_negative, count_u, count_n = sums_5A
+    usable_A = ((count_u > 0) & (count_n > 0)).to(logit_RA.dtype)
+    count_u, count_n = count_u.clamp(min=1), count_n.clamp(min=1)
+    positive_A = unlabelled_as_positive / count_u - (1 - share_A) * negative_as_positive / count_n
+    negative_A = (1 - share_A) * negative_as_negative / count_n
     return (usable_A * (positive_A.clamp(min=0) + negative_A)).sum() / usable_A.sum().clamp(min=1)
 
 
@@ -48,7 +61,7 @@ def contrast_over_attributes(logit_IA: Float[Tensor, "I A"], mentioned_IA: Bool[
     """The paper's loss with the roles exchanged: a mentioned attribute against those the text does not mention."""
     negative_I = torch.logsumexp(logit_IA.masked_fill(mentioned_IA, NEGATIVE_INFINITY), 1)
     loss_IA = torch.logaddexp(logit_IA, negative_I[:, None].expand_as(logit_IA)) - logit_IA
-    return loss_IA[mentioned_IA].mean()
+    return loss_IA[mentioned_IA].mean() if bool(mentioned_IA.any()) else logit_IA.sum() * 0.0
 
 
 def mapping_loss(
@@ -62,7 +75,10 @@ def mapping_loss(
     """The loss a config names."""
     if config.loss == "contrastive":
         score_RA = cosine_RA / config.temperature
-        pooled_IA = image_attribute_logits(score_RA, image_of, mentioned_IA.shape[0], config.pooling)
+        images = mentioned_IA.shape[0]
+        filled_I = gather_rows(torch.bincount(image_of, minlength=images)) > 0  # an image without regions scores nothing
+        pooled_IA = gather_rows(image_attribute_logits(score_RA, image_of, images, config.pooling))[filled_I]
+        mentioned_IA = gather_rows(mentioned_IA.to(torch.uint8)).bool()[filled_I]
         loss = mapping_contrast(pooled_IA, mentioned_IA, reference_denominator=config.reference_denominator)
         return loss + contrast_over_attributes(pooled_IA, mentioned_IA) if config.contrast == "both" else loss
     if config.loss == "noisy_or":
