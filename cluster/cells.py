@@ -36,7 +36,7 @@ def _run(cell: Config) -> dict[str, Any]:
     given.write_text(dump(cell), encoding="utf-8")
     with open(log, "a", encoding="utf-8") as stderr:
         command = [sys.executable, "-m", "cluster", "run", str(given)]
-        ended = subprocess.run(command, stdout=subprocess.PIPE, stderr=stderr, check=False)  # noqa: S603
+        ended = subprocess.run(command, stdout=subprocess.PIPE, stderr=stderr, check=False)
     if ended.returncode:
         tail = log.read_text(encoding="utf-8").strip().splitlines()[-1:]
         raise VillaError(f"run {cell.run} of the study failed (exit {ended.returncode}): {' '.join(tail)}; see {log}")

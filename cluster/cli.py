@@ -25,7 +25,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 ConfigArgument = Annotated[str, typer.Argument(help="a YAML config, for example configs/quickstart.yaml")]
-SetOption = Annotated[list[str] | None, typer.Option("--set", help="KEY=VALUE, for example train.steps=800; repeatable")]
+SetOption = Annotated[
+    list[str] | None, typer.Option("--set", help="KEY=VALUE, for example train.steps=800; repeatable")
+]
 ForceOption = Annotated[bool, typer.Option("--force", help="redo stages whose config or inputs have changed")]
 
 _RESULT = -1  # the descriptor of the real stdout
@@ -74,7 +76,8 @@ def emit(result: dict[str, Any]) -> None:
 @contextmanager
 def pipeline(config: Config, force: bool) -> Iterator[Any]:
     """A pipeline on the runner that the config names, with the run's folder held."""
-    from villa_dist.pipeline import Pipeline, lock
+    from villa_dist.lock import lock
+    from villa_dist.pipeline import Pipeline
 
     held = lock(config.run)
     try:
@@ -208,5 +211,3 @@ def doctor() -> None:
 def version() -> None:
     """Print the version."""
     emit({"command": "version", "villa": __version__})
-
-

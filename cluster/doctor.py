@@ -9,7 +9,18 @@ from typing import Any
 
 from cluster.session import usable_cpus
 
-NEEDED = ("torch", "deepspeed", "webdataset", "ray", "accelerate", "transformers", "s3fs", "lvis", "pyarrow", "pydantic")
+NEEDED = (
+    "torch",
+    "deepspeed",
+    "webdataset",
+    "ray",
+    "accelerate",
+    "transformers",
+    "s3fs",
+    "lvis",
+    "pyarrow",
+    "pydantic",
+)
 OPTIONAL = ("xformers", "torchvision")
 
 

@@ -129,7 +129,8 @@ class ActorPool:
             LOG.warning("a worker did not start: %s", " ".join(str(error).split())[-300:])
 
     def _overdue(self) -> list[tuple[Lease, Exception | None]]:
-        now, late = time.monotonic(), []
+        now = time.monotonic()
+        late: list[tuple[Lease, Exception | None]] = []
         for call, lease in list(self._leases.items()):
             if now - lease.since > self.timeout:
                 late.append(self._revoke(call, f"no result after {self.timeout:.0f} s"))
@@ -140,7 +141,8 @@ class ActorPool:
                 if not self._node:
                     raise VillaError(
                         f"no worker started within {START_SECONDS:.0f} s: the cluster has no free CPU for it "
-                        f"(resources: {ray.available_resources().get('CPU', 0):.0f} CPU free); free some or set ray.workers lower"
+                        f"(resources: {ray.available_resources().get('CPU', 0):.0f} CPU free); "
+                        "free some or set ray.workers lower"
                     )
         return late
 
@@ -149,7 +151,7 @@ class ActorPool:
             return []
         self._checked = time.monotonic()
         alive = {n["NodeID"] for n in ray.nodes() if n["Alive"]}
-        lost = []
+        lost: list[tuple[Lease, Exception | None]] = []
         for call, lease in list(self._leases.items()):
             if self._node.get(lease.actor) not in alive:
                 lost.append(self._revoke(call, "its node is gone"))

@@ -44,8 +44,8 @@ def train_on_ray(request: TrainRequest) -> None:
         reason = " ".join(str(error).split())[-400:]
         LOG.warning("training group of %s died (%d of %d): %s", request.job, attempt, GROUP_FAILURES, reason)
     raise VillaError(
-        f"training {request.job} lost its workers {GROUP_FAILURES} times, last by: {reason}; look at the nodes, then run the "
-        "same command again: it resumes from the newest checkpoint"
+        f"training {request.job} lost its workers {GROUP_FAILURES} times, last by: {reason}; look at the nodes, then run "
+        "the same command again: it resumes from the newest checkpoint"
     )
 
 

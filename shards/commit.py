@@ -155,7 +155,7 @@ class Attempt:
         for file in self._files.values():
             try:
                 file.close()
-            except Exception:  # noqa: BLE001  the first error is the one to report
+            except Exception:
                 if error is None:
                     raise
         _remove_tree(self._scratch)

@@ -1,10 +1,10 @@
 """Sidecars: Parquet files beside a base shard, one row an image in tar order (zstd).
 
-    pairs, truth   key, boxes (K x 4 float32, xyxy pixels), region / attribute / score (P): attribute[p] is said of
-                   boxes[region[p]] with score[p]. Boxes without a pair are kept in `truth`, dropped in `pairs`
-    regions        key, width, height, boxes (R x 4), objectness (R), attributes (A: ids the text mentions)
-    embeddings     row (image), region, embedding (D float16): one row a region
-    quarantine     key, reason, detail, digest: one row a refused sample
+pairs, truth   key, boxes (K x 4 float32, xyxy pixels), region / attribute / score (P): attribute[p] is said of
+               boxes[region[p]] with score[p]. Boxes without a pair are kept in `truth`, dropped in `pairs`
+regions        key, width, height, boxes (R x 4), objectness (R), attributes (A: ids the text mentions)
+embeddings     row (image), region, embedding (D float16): one row a region
+quarantine     key, reason, detail, digest: one row a refused sample
 """
 
 from __future__ import annotations
@@ -39,7 +39,9 @@ REGIONS = pa.schema(
         ("attributes", pa.list_(pa.int32())),
     ]
 )
-QUARANTINE = pa.schema([("key", pa.string()), ("reason", pa.string()), ("detail", pa.string()), ("digest", pa.string())])
+QUARANTINE = pa.schema(
+    [("key", pa.string()), ("reason", pa.string()), ("detail", pa.string()), ("digest", pa.string())]
+)
 
 
 def embeddings_schema(dim: int) -> pa.Schema:
@@ -50,7 +52,7 @@ def table(schema: pa.Schema, columns: dict[str, Any]) -> pa.Table:
     return pa.table({f.name: pa.array(columns[f.name], type=f.type) for f in schema}, schema=schema)
 
 
-def ragged(schema_type: pa.DataType, values: np.ndarray, lengths: Sequence[int]) -> pa.Array:
+def ragged(schema_type: pa.DataType, values: np.ndarray, lengths: Sequence[int] | np.ndarray) -> pa.Array:
     """A list column from concatenated values and the number of values in each row, without a Python loop.
 
     `values`: (N,) for scalar lists or (N, 4) for lists of boxes; `sum(lengths) == N`.

@@ -1,4 +1,4 @@
-"""What all tests share: hypothesis without a deadline, and the folder of real data beside the checkout, where there is one."""
+"""What all tests share: hypothesis without a deadline, and the real data beside the checkout, where there is some."""
 
 from __future__ import annotations
 

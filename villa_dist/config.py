@@ -198,7 +198,10 @@ class StudyConfig(Section):
     out: Annotated[str, Field(min_length=1)] = "runs/study"
     targets: Annotated[list[Annotated[int, Field(ge=4)]], Field(min_length=1)] = [6, 16, 33]
     seeds: Annotated[list[Count], Field(min_length=1)] = [0, 1, 2]
-    settings: Annotated[list[Literal["equal_budget", "equal_images"]], Field(min_length=1)] = ["equal_budget", "equal_images"]
+    settings: Annotated[list[Literal["equal_budget", "equal_images"]], Field(min_length=1)] = [
+        "equal_budget",
+        "equal_images",
+    ]
     images: Positive = 1000
     parallel: Positive = 2
     base: Config = Config()

@@ -159,9 +159,7 @@ def mapping_contrast(
     said = mentioned_IA.bool()
     negative_A = torch.logsumexp(logit_IA.masked_fill(said, NEGATIVE_INFINITY), 0)
     if reference_denominator:
-        ones_A = torch.log(said.sum(0).clamp(min=1).to(logit_IA.dtype)).masked_fill(
-            ~said.any(0), NEGATIVE_INFINITY
-        )
+        ones_A = torch.log(said.sum(0).clamp(min=1).to(logit_IA.dtype)).masked_fill(~said.any(0), NEGATIVE_INFINITY)
         negative_A = torch.logaddexp(negative_A, ones_A)
     loss_IA = torch.logaddexp(logit_IA, negative_A[None].expand_as(logit_IA)) - logit_IA
     return loss_IA[said].mean() if bool(said.any()) else logit_IA.sum() * 0.0

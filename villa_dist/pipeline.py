@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from shards import manifest
@@ -20,6 +19,7 @@ from shards.manifest import Manifest
 from shards.store import Store
 from villa_dist import models
 from villa_dist.attributes import vocabulary
+from villa_dist.attributes.vocabulary import Vocabulary
 from villa_dist.config import Config, dump
 from villa_dist.docmnist import words as docmnist_words
 from villa_dist.evaluate import assemble
@@ -57,7 +57,9 @@ class Pipeline:
         return {**result, "seconds": round(time.monotonic() - started, 1)}
 
     def ingest(self) -> dict[str, Any]:
-        images, refused, warnings = {}, {}, []
+        images: dict[str, int] = {}
+        refused: dict[str, int] = {}
+        warnings: list[str] = []
         for split in self.splits():
             plan = units(self.config, split)
             claim = self._ingest_claim(split, [[u.shard, u.images, u.source, u.bytes] for u in plan])
@@ -74,7 +76,9 @@ class Pipeline:
         phrases = vocabulary_stage.phrases(self.config.vocabulary)
         claim = {"phrases": fingerprint(phrases), "base": self._base("train").digest}
         self._shards("vocabulary", "vocabulary", "train", claim, self._base("train").shards)
-        counts = vocabulary_stage.merged_counts(StageFolder(self._dataset("train"), "vocabulary"), self._base("train").shards)
+        counts = vocabulary_stage.merged_counts(
+            StageFolder(self._dataset("train"), "vocabulary"), self._base("train").shards
+        )
         docmnist = self.config.data.source == "docmnist"
         built = vocabulary.build(phrases, counts, 0 if docmnist else self.config.vocabulary.min_count)
         if docmnist and built.phrases != docmnist_words.ATTRIBUTES:
@@ -148,7 +152,7 @@ class Pipeline:
             measured[split] = self._measure(split)
         if not measured:
             LOG.warning("no split with known pairs: the metrics are empty")
-        reported = measured.get("test") or next(iter(measured.values()), {})
+        reported: dict[str, Any] = measured.get("test") or next(iter(measured.values()), {})
         results = {"metrics": reported, "splits": measured, "images": self._images()}
         self.store.put("results.json", json.dumps(results, indent=1, sort_keys=True).encode())
         return {"metrics": reported, **({"splits": measured} if len(measured) > 1 else {})}
@@ -266,7 +270,9 @@ class Pipeline:
         if refused:
             LOG.warning("ingest %s: %d of %d samples refused (%s); %s", split, refused, summary.came_in, counted, where)
         if summary.out == 0:
-            raise BudgetError(f"no sample of split {split!r} could be used ({counted or 'the shards are empty'}); {where}")
+            raise BudgetError(
+                f"no sample of split {split!r} could be used ({counted or 'the shards are empty'}); {where}"
+            )
         limit = self.config.data.max_quarantine_fraction
         if refused > max(limit * summary.came_in, self.config.data.quarantine_allowance):
             raise BudgetError(
@@ -285,7 +291,7 @@ class Pipeline:
     def _base(self, split: str) -> Manifest:
         return manifest.read(StageFolder(self._dataset(split), "base"))
 
-    def _vocabulary(self) -> vocabulary.Vocabulary:
+    def _vocabulary(self) -> Vocabulary:
         return vocabulary.read(self.store)
 
     def _has_truth(self, split: str) -> bool:
@@ -293,34 +299,3 @@ class Pipeline:
 
     def _images(self) -> dict[str, int]:
         return {split: self._base(split).total for split in self.splits()}
-
-
-def lock(run: str) -> object:
-    """Hold a local run's folder against a second driver; released when the process ends, however it ends.
-
-    Raises: VillaError naming the process that holds it.
-    """
-    import fcntl
-    import os
-
-    store = Store(run)
-    if not store.local:
-        return None
-    path = Path(store.path(".lock"))
-    from shards.errors import storage_errors
-
-    with storage_errors(str(path)):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle = open(path, "a+", encoding="utf-8")  # noqa: SIM115  held until the process ends
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        handle.seek(0)
-        raise VillaError(
-            f"another villa process ({handle.read().strip() or 'unknown pid'}) is working on {store.path()}; wait for "
-            "it, stop it, or set `run` to another folder"
-        ) from None
-    handle.truncate(0)
-    handle.write(f"pid {os.getpid()}")
-    handle.flush()
-    return handle

@@ -5,10 +5,13 @@ Both run the same stage objects and the same training function, so their output 
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import socket
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from typing import Any, Protocol
+
+from torch.multiprocessing.spawn import ProcessExitedException, ProcessRaisedException, start_processes
 
 from villa_dist.stages.base import StageRequest, make_stage
 from villa_dist.train.jobs import TrainRequest, run_request
@@ -36,21 +39,19 @@ class LocalRunner:
             done(shard)
 
     def train(self, request: TrainRequest) -> None:
-        import torch.multiprocessing as mp
-
         world = request.optim.workers
         port = free_port()
-        failed: mp.SimpleQueue[tuple[int, BaseException]] = mp.get_context("spawn").SimpleQueue()
-        context = mp.start_processes(
+        failed: Any = multiprocessing.get_context("spawn").SimpleQueue()
+        context = start_processes(
             _rank_main, args=(world, port, request, failed), nprocs=world, join=False, start_method="spawn"
         )
         assert context is not None
         try:
             while not context.join(timeout=1.0):
                 pass
-        except mp.ProcessExitedException as error:
+        except ProcessExitedException as error:
             raise RuntimeError(f"training {request.job}: {error}; run the same command again to resume") from error
-        except mp.ProcessRaisedException as error:
+        except ProcessRaisedException as error:
             if not failed.empty():
                 raise failed.get()[1] from None
             raise RuntimeError(f"training {request.job} failed: {error}") from error
@@ -63,12 +64,12 @@ class LocalRunner:
         pass
 
 
-def _rank_main(rank: int, world: int, port: int, request: TrainRequest, failed: object) -> None:
+def _rank_main(rank: int, world: int, port: int, request: TrainRequest, failed: Any) -> None:
     set_rank_environment(rank, world, "127.0.0.1", port)
     try:
         run_request(request)
     except BaseException as error:
-        failed.put((rank, error))  # type: ignore[attr-defined]
+        failed.put((rank, error))
         raise
 
 

@@ -67,7 +67,9 @@ def row(setting: str, target: int, results: Sequence[dict[str, Any]]) -> dict[st
         values[f"gain_{direction}"] = spread(gains)
         if "ground_truth" in results[0]["metrics"]:
             room = [r["metrics"]["ground_truth"][direction] - r["metrics"]["one_to_one"][direction] for r in results]
-            values[f"closed_{direction}"] = spread([100 * g / w if w else 0.0 for g, w in zip(gains, room, strict=True)])
+            values[f"closed_{direction}"] = spread(
+                [100 * g / w if w else 0.0 for g, w in zip(gains, room, strict=True)]
+            )
     return values
 
 

@@ -52,5 +52,7 @@ def status(run: str) -> dict[str, Any]:
                 "refused": refused,
                 "complete": folder.store.exists("manifest.parquet"),
             }
-    finished = {n: models.done(f"{run}/models/{n}") is not None for n in ("one_to_one", "mapping", "villa", "ground_truth")}
+    finished = {
+        n: models.done(f"{run}/models/{n}") is not None for n in ("one_to_one", "mapping", "villa", "ground_truth")
+    }
     return {"run": run, "stages": stages, "models": finished, "report": store.exists("report.html")}

@@ -15,12 +15,17 @@ TINY = [
     "docmnist.shard_images=24",
     "model.image.width=8",
     "model.text.buckets=256",
-    *(f"{job}.{setting}" for job in ("pretrain", "train", "mapping.fit") for setting in
-      ("steps=6", "batch_images=16", "workers=1", "warmup_steps=2", "checkpoint_steps=2")),
+    *(
+        f"{job}.{setting}"
+        for job in ("pretrain", "train", "mapping.fit")
+        for setting in ("steps=6", "batch_images=16", "workers=1", "warmup_steps=2", "checkpoint_steps=2")
+    ),
 ]
 
 
-def villa(*arguments: str, timeout: float = 280.0, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+def villa(
+    *arguments: str, timeout: float = 280.0, env: dict[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
     """The `villa` command in a process of its own."""
     command = [sys.executable, "-m", "cluster", *arguments]
     return subprocess.run(command, capture_output=True, text=True, timeout=timeout, env={**os.environ, **(env or {})})

@@ -39,14 +39,24 @@ def write_tar(path: Path, members: list[tuple[str, bytes]]) -> None:
 
 def good(start: int, count: int) -> list[tuple[str, bytes]]:
     text = ("a red thing", "a blue thing", "red and blue")
-    return [m for i in range(start, start + count) for m in ((f"s{i}.png", png(i)), (f"s{i}.txt", text[i % 3].encode()))]
+    return [
+        m for i in range(start, start + count) for m in ((f"s{i}.png", png(i)), (f"s{i}.txt", text[i % 3].encode()))
+    ]
 
 
 def source(folder: Path, extra: list[tuple[str, bytes]] | None = None) -> list[str]:
     """Two shards of good samples, `extra` members in the second; the overrides that point a run at them."""
     write_tar(folder / "data/a.tar", good(0, 16))
     write_tar(folder / "data/b.tar", good(16, 12) + (extra or []))
-    return sets(f"run={folder}/run", *TINY, *GRID, WORDS, "data.source=shards", f"data.train={folder}/data", "evaluate.ground_truth=false")
+    return sets(
+        f"run={folder}/run",
+        *TINY,
+        *GRID,
+        WORDS,
+        "data.source=shards",
+        f"data.train={folder}/data",
+        "evaluate.ground_truth=false",
+    )
 
 
 def refused_rows(run: Path) -> list[dict]:
@@ -59,8 +69,14 @@ BAD_SAMPLES = {
     "not_utf8": [("bad.png", png(900)), ("bad.txt", b"caf\xe9 red")],
     "no_text": [("bad.png", png(901)), ("bad.cls", b"3")],
     "no_image": [("bad.txt", b"red")],
-    "duplicate_key": [("s0.png", png(902)), ("s0.txt", b"red"), ("s0b.png", png(903)), ("s0b.txt", b"red"),
-                      ("s0.png", png(904)), ("s0.txt", b"blue")],
+    "duplicate_key": [
+        ("s0.png", png(902)),
+        ("s0.txt", b"red"),
+        ("s0b.png", png(903)),
+        ("s0b.txt", b"red"),
+        ("s0.png", png(904)),
+        ("s0.txt", b"blue"),
+    ],
     "bad_json": [("bad.png", png(905)), ("bad.json", b"{caption")],
     "unsafe_key": [("../bad.png", png(906)), ("../bad.txt", b"red")],
 }
@@ -162,7 +178,7 @@ def test_unknown_stage_and_a_stage_before_its_time(tmp_path: Path) -> None:
     unknown = villa("pretrian", config_file(tmp_path))
     assert unknown.returncode == 2 and "pretrian" in unknown.stderr and "Traceback" not in unknown.stderr
     early = villa("pairs", config_file(tmp_path), *sets(f"run={tmp_path}/run", *TINY))
-    assert early.returncode == 2 and "not finished" in early.stderr or "not complete" in early.stderr
+    assert (early.returncode == 2 and "not finished" in early.stderr) or "not complete" in early.stderr
 
 
 def test_a_shard_cut_after_it_was_committed(tmp_path: Path) -> None:
@@ -182,7 +198,7 @@ def test_unreachable_ray_is_one_clear_line(tmp_path: Path) -> None:
 
 
 def test_two_drivers_on_one_run_refuse_each_other(tmp_path: Path) -> None:
-    from villa_dist.pipeline import lock
+    from villa_dist.lock import lock
 
     held = lock(f"{tmp_path}/run")
     ended = villa("ingest", config_file(tmp_path), *sets(f"run={tmp_path}/run", *TINY))
@@ -194,7 +210,9 @@ def test_two_drivers_on_one_run_refuse_each_other(tmp_path: Path) -> None:
 def test_interrupt_stops_at_once_and_the_same_command_resumes(tmp_path: Path, runner: str) -> None:
     overrides = [*sets(f"run={tmp_path}/run", *TINY), "--set", f"runner={runner}", "--set", "pretrain.steps=2000"]
     command = [sys.executable, "-m", "cluster", "run", config_file(tmp_path), *overrides]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
     checkpoint = tmp_path / "run/models/one_to_one/checkpoints/step-00000002/villa.json"
     wait_for(checkpoint, process)
     asked = time.monotonic()

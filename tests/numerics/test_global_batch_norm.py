@@ -17,7 +17,9 @@ CHANNELS, SIDE = 3, 5
 
 def data(count: int) -> tuple[torch.Tensor, torch.Tensor]:
     random = np.random.default_rng(1)
-    x = random.standard_normal((count, CHANNELS, SIDE, SIDE)) * [[[[0.5]], [[2.0]], [[7.0]]]] + [[[[0.0]], [[3.0]], [[-20.0]]]]
+    x = random.standard_normal((count, CHANNELS, SIDE, SIDE)) * [[[[0.5]], [[2.0]], [[7.0]]]] + [
+        [[[0.0]], [[3.0]], [[-20.0]]]
+    ]
     weight = random.standard_normal((count, CHANNELS, SIDE, SIDE))
     return torch.from_numpy(x.astype(np.float32)), torch.from_numpy(weight.astype(np.float32))
 

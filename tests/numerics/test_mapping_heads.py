@@ -22,13 +22,19 @@ def cosine(a: np.ndarray, b: np.ndarray) -> float:
 
 
 def test_batched_heads_equal_a_loop_over_attributes() -> None:
-    head, attribute, feature = PerAttributeHeads(FEATURES, DIM, HIDDEN, VOCABULARY), unit(VOCABULARY), torch.randn(REGIONS, FEATURES)
+    head, attribute, feature = (
+        PerAttributeHeads(FEATURES, DIM, HIDDEN, VOCABULARY),
+        unit(VOCABULARY),
+        torch.randn(REGIONS, FEATURES),
+    )
     with torch.no_grad():
         head.first_bias.normal_()
         head.second_bias.normal_()
     ids = torch.tensor([7, 0, 3, 7])
     found = head(feature, attribute, ids).detach().numpy()
-    w1, b1, w2, b2 = (p.detach().numpy().astype(np.float64) for p in (head.first, head.first_bias, head.second, head.second_bias))
+    w1, b1, w2, b2 = (
+        p.detach().numpy().astype(np.float64) for p in (head.first, head.first_bias, head.second, head.second_bias)
+    )
     for r in range(REGIONS):
         for column, a in enumerate(ids.tolist()):
             hidden = np.maximum(feature[r].numpy() @ w1[a] + b1[a, 0], 0)
@@ -58,7 +64,10 @@ def test_the_shared_head_is_one_product_and_equals_one_attribute_at_a_time() -> 
             projected = w2.T @ (u * opened)  # P(e; h) = W2' (relu(W1 e) * gate(h)), scored against h
             assert projected @ h == pytest.approx(u @ (opened * (w2 @ h)))
             assert found[r, column] == pytest.approx(cosine(u, opened * (w2 @ h)), abs=1e-5)
-    assert np.linalg.matrix_rank(head(torch.randn(50, FEATURES), unit(30), torch.arange(30)).detach().numpy(), tol=1e-4) <= HIDDEN
+    assert (
+        np.linalg.matrix_rank(head(torch.randn(50, FEATURES), unit(30), torch.arange(30)).detach().numpy(), tol=1e-4)
+        <= HIDDEN
+    )
 
 
 def test_an_attribute_added_later_is_scored_and_moves_no_other() -> None:
@@ -75,7 +84,9 @@ def test_an_attribute_added_later_is_scored_and_moves_no_other() -> None:
 @pytest.mark.parametrize("head", ["shared", "per_attribute"])
 @pytest.mark.parametrize("loss", ["contrastive", "noisy_or"])
 def test_scores_are_cosines_or_calibrated_probabilities(head: str, loss: str) -> None:
-    config = MappingConfig.model_validate({"encoder": "frozen", "head": head, "hidden": HIDDEN, "loss": loss, "temperature": 0.1})
+    config = MappingConfig.model_validate(
+        {"encoder": "frozen", "head": head, "hidden": HIDDEN, "loss": loss, "temperature": 0.1}
+    )
     rate = torch.linspace(0.02, 0.6, VOCABULARY)
     model = MappingModel(config, ImageTowerConfig(), unit(VOCABULARY), rate, FEATURES)
     feature, ids = torch.randn(REGIONS, FEATURES), torch.tensor([1, 6])

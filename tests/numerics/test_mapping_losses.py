@@ -35,7 +35,7 @@ def regions(per_image: list[int]) -> torch.Tensor:
 
 
 def contrast_by_loops(logit: np.ndarray, said: np.ndarray, *, published_code: bool) -> float:
-    """-log(exp S_ia / (exp S_ia + sum_j exp S_ja)) over j with a not in A_j; the code multiplies S_ja by [a not in A_j]."""
+    """-log(exp S_ia / (exp S_ia + sum_j exp S_ja)), j without a; the published code takes all j and S_ja * [j lacks a]."""
     terms = []
     for i in range(len(logit)):
         for a in range(logit.shape[1]):
@@ -78,7 +78,7 @@ def test_contrast_over_attributes_equals_the_formula_with_roles_exchanged() -> N
 
 
 @pytest.mark.parametrize("loss", [mapping_contrast, contrast_over_attributes])
-def test_a_batch_without_a_mention_has_no_loss(loss) -> None:  # noqa: ANN001
+def test_a_batch_without_a_mention_has_no_loss(loss) -> None:
     logit = torch.randn(IMAGES, ATTRIBUTES, requires_grad=True)
     value = loss(logit, torch.zeros(IMAGES, ATTRIBUTES, dtype=torch.bool))
     assert value.item() == 0.0
@@ -192,7 +192,7 @@ def test_one_region_an_image_makes_the_rate_the_share_of_mentions() -> None:
 
 
 def test_positive_share_by_hand() -> None:
-    """One image of two regions at rate 1/2: it mentions a with 3/4, so 3/2 regions are unlabelled; one of two has it."""
+    """One image of two regions at rate 1/2: it mentions a with 3/4, so 3/2 regions are unlabelled; one has it."""
     assert positive_share(np.array([0, 0, 1]), np.array([0.5]))[0] == pytest.approx(2 / 3)
     # images of one region and of three: (1*.2 + 3*.2) / (1*.2 + 3*(1-.8^3))
     assert positive_share(np.array([0, 1, 0, 1]), np.array([0.2]))[0] == pytest.approx(0.8 / (0.2 + 3 * (1 - 0.512)))

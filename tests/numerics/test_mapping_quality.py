@@ -67,7 +67,11 @@ def test_empty_sides_count_and_do_not_fail(found: list, truth: list) -> None:
 def test_overlap_by_hand() -> None:
     boxes = np.array([LEFT, [5.0, 0.0, 15.0, 10.0], [3.0, 3.0, 3.0, 9.0]])
     assert area(boxes).tolist() == [100.0, 100.0, 0.0]
-    assert iou(boxes, boxes).tolist() == [[1.0, pytest.approx(1 / 3), 0.0], [pytest.approx(1 / 3), 1.0, 0.0], [0.0, 0.0, 0.0]]
+    assert iou(boxes, boxes).tolist() == [
+        [1.0, pytest.approx(1 / 3), 0.0],
+        [pytest.approx(1 / 3), 1.0, 0.0],
+        [0.0, 0.0, 0.0],
+    ]
     assert iou(boxes[:0], boxes).shape == (0, 3)
 
 

@@ -64,7 +64,9 @@ def test_value_and_gradients_equal_loops_and_autograd(tile: int) -> None:
     loss = multi_positive(u, v, scale, pairs, tile)
     found = torch.autograd.grad(loss, (u, v, scale))
     expected = torch.autograd.grad(dense_loss(u, v, scale, pairs), (u, v, scale))
-    by_loops = loop_loss(u.detach().numpy(), v.detach().numpy(), 9.0, list(zip(*(p.tolist() for p in pairs), strict=True)))
+    by_loops = loop_loss(
+        u.detach().numpy(), v.detach().numpy(), 9.0, list(zip(*(p.tolist() for p in pairs), strict=True))
+    )
     assert loss.item() == pytest.approx(by_loops, abs=1e-12)
     for mine, theirs in zip(found, expected, strict=True):
         assert torch.allclose(mine, theirs, atol=1e-12)
@@ -93,7 +95,11 @@ def test_a_large_scale_does_not_overflow() -> None:
 @pytest.mark.parametrize("regions", [0, 3])
 def test_without_pairs_the_loss_and_its_gradients_are_zero(regions: int) -> None:
     u = torch.randn(regions, 4, requires_grad=True)
-    v, scale, none = torch.randn(2, 4, requires_grad=True), torch.tensor(10.0, requires_grad=True), torch.zeros(0, dtype=torch.int64)
+    v, scale, none = (
+        torch.randn(2, 4, requires_grad=True),
+        torch.tensor(10.0, requires_grad=True),
+        torch.zeros(0, dtype=torch.int64),
+    )
     loss = multi_positive(u, v, scale, Pairs(none, none))
     assert loss.item() == 0.0
     assert all(not g.any() for g in torch.autograd.grad(loss, (u, v, scale)))
@@ -104,7 +110,9 @@ def test_equal_attributes_are_no_negatives_of_each_other() -> None:
     u = F.normalize(torch.tensor([[1.0, 0.0], [1.0, 0.0], [-1.0, 0.0]]), dim=-1)
     v = torch.tensor([[1.0, 0.0], [-1.0, 0.0]])
     loss = multi_positive(u, v, torch.tensor(100.0), Pairs(torch.tensor([0, 1, 2]), torch.tensor([0, 0, 1])))
-    assert loss.item() == pytest.approx(0.25 * math.log(2), abs=1e-5)  # only the column's choice between its two regions
+    assert loss.item() == pytest.approx(
+        0.25 * math.log(2), abs=1e-5
+    )  # only the column's choice between its two regions
 
 
 DIM, FEATURES, VOCABULARY, SCALE = 8, 5, 11, 7.0
@@ -142,7 +150,9 @@ def one_rank(rank: int, world: int, bounds: list[int], tile: int) -> tuple[float
     v = gather_texts(F.normalize(embedding[padded[rank * each : (rank + 1) * each]], dim=-1))[: len(distinct)]
     loss = multi_positive(u, v, scale[0], Pairs(region, torch.searchsorted(distinct, attribute)), tile)
     loss.backward()
-    grads = [averaged(p.grad if p.grad is not None else torch.zeros_like(p)).numpy() for p in (weight, embedding, scale)]
+    grads = [
+        averaged(p.grad if p.grad is not None else torch.zeros_like(p)).numpy() for p in (weight, embedding, scale)
+    ]
     return loss.item(), grads
 
 

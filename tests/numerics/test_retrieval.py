@@ -35,7 +35,11 @@ def test_a_query_without_a_relevant_item_has_no_score() -> None:
     assert np.isnan(precision_at_relevant(np.zeros((2, 3)), np.zeros((2, 3), bool))).all()
 
 
-@given(row=st.lists(st.tuples(st.integers(0, 2), st.booleans()), min_size=1, max_size=6).filter(lambda r: any(x for _, x in r)))
+@given(
+    row=st.lists(st.tuples(st.integers(0, 2), st.booleans()), min_size=1, max_size=6).filter(
+        lambda r: any(x for _, x in r)
+    )
+)
 def test_ties_count_by_expectation(row: list[tuple[int, bool]]) -> None:
     score, relevant = [float(s) for s, _ in row], [x for _, x in row]
     found = precision_at_relevant(np.array([score]), np.array([relevant]))[0]

@@ -66,7 +66,9 @@ def scanned(folder: Path, data: bytes, limit: int = 1000) -> tuple[Samples, Scan
     return found, scan
 
 
-def marker(shard: str, outputs: Iterable[Output], samples: Samples = (), stage: str = "base", bound: str = "f") -> Marker:  # type: ignore[assignment]
+def marker(
+    shard: str, outputs: Iterable[Output], samples: Samples = (), stage: str = "base", bound: str = "f"
+) -> Marker:  # type: ignore[assignment]
     content = SampleDigest()
     for key, members in samples:
         content.add(sample_hash(key, members.items()))

@@ -185,7 +185,7 @@ def failing_commits(tmp_path: Path, error: BaseException) -> Iterator[tuple[int,
                     attempt.write("quarantine/000000.bin", DATA)
                     attempt.commit(lambda outputs: marker("000000", outputs))
                 raised: BaseException | None = None
-            except BaseException as caught:  # noqa: BLE001
+            except BaseException as caught:
                 raised = caught
         if failing.count < at:
             assert at > 8
@@ -243,7 +243,9 @@ def small_device(tmp_path: Path) -> Iterator[Path]:
 
     place = tmp_path / "small"
     place.mkdir()
-    made = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(place)], capture_output=True, check=False)
+    made = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(place)], capture_output=True, check=False
+    )
     if made.returncode:
         pytest.skip("no permission to mount a small tmpfs")
     try:
@@ -272,7 +274,9 @@ def test_a_place_that_may_not_be_written_is_named(tmp_path: Path, monkeypatch: p
         commit_file(StageFolder(str(tmp_path / "run"), "base"), "000000", DATA)
 
 
-def test_a_committed_shard_is_read_before_it_is_moved_into_place(stage: StageFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_committed_shard_is_read_before_it_is_moved_into_place(
+    stage: StageFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A worker that dies between commit and move leaves a shard that readers find."""
     kept = []
     monkeypatch.setattr(StageFolder, "settle", lambda self, marker: kept.append(marker))

@@ -28,7 +28,14 @@ def child(job: str, root: Path) -> dict[str, Any]:
 def test_a_crash_at_any_call_is_mended_by_a_rerun(tmp_path: Path) -> None:
     report = child("sweep", tmp_path / "run")
     called = set(report["points"])
-    for needed in ("before flush", "after flush", "before os.fsync", "after os.link", "before os.replace", "after os.replace"):
+    for needed in (
+        "before flush",
+        "after flush",
+        "before os.fsync",
+        "after os.link",
+        "before os.replace",
+        "after os.replace",
+    ):
         assert needed in called, f"the sweep never passes {needed!r}"
     assert len(report["points"]) > 60
     assert not report["failed"], report["stderr"]

@@ -73,7 +73,12 @@ def test_a_flat_sixteen_bit_image_decodes() -> None:
 
 
 def test_cmyk_becomes_rgb() -> None:
-    inks = {(0, 255, 255, 0): (255, 0, 0), (255, 0, 255, 0): (0, 255, 0), (0, 0, 0, 255): (0, 0, 0), (0, 0, 0, 0): (255, 255, 255)}
+    inks = {
+        (0, 255, 255, 0): (255, 0, 0),
+        (255, 0, 255, 0): (0, 255, 0),
+        (0, 0, 0, 255): (0, 0, 0),
+        (0, 0, 0, 0): (255, 255, 255),
+    }
     for ink, rgb in inks.items():
         pixels = decode_image(encoded(Image.new("CMYK", (16, 16), ink), "JPEG", quality=95))
         assert np.abs(pixels.astype(int) - rgb).max() < 12, ink
@@ -98,7 +103,13 @@ def test_a_transparent_colour_is_laid_over_white(mode: str, clear: object) -> No
     assert (pixels[0, 0] == np.asarray(image.convert("RGB"))[0, 0]).all()
 
 
-TURNS = {3: lambda a: a[::-1, ::-1], 6: lambda a: np.rot90(a, -1), 8: np.rot90, 2: lambda a: a[:, ::-1], 5: lambda a: a.swapaxes(0, 1)}
+TURNS = {
+    3: lambda a: a[::-1, ::-1],
+    6: lambda a: np.rot90(a, -1),
+    8: np.rot90,
+    2: lambda a: a[:, ::-1],
+    5: lambda a: a.swapaxes(0, 1),
+}
 
 
 @pytest.mark.parametrize("orientation", TURNS)
@@ -158,7 +169,10 @@ def test_what_is_no_image_is_refused(data: bytes) -> None:
     assert refused(data).reason == "undecodable_image"
 
 
-@given(form=st.sampled_from(["PNG", "JPEG", "WEBP"]), edits=st.lists(st.tuples(st.integers(0, 5000), st.integers(0, 255)), max_size=6))
+@given(
+    form=st.sampled_from(["PNG", "JPEG", "WEBP"]),
+    edits=st.lists(st.tuples(st.integers(0, 5000), st.integers(0, 255)), max_size=6),
+)
 def test_damaged_bytes_decode_or_are_refused(form: str, edits: list[tuple[int, int]]) -> None:
     data = bytearray(encoded(Image.fromarray(GRADIENT), form))
     for at, value in edits:
@@ -190,7 +204,11 @@ def test_an_odd_image_decodes_or_is_refused(name: str) -> None:
 def test_what_pillow_loads_is_not_refused() -> None:
     with open(ODD / "pillow_13_verdicts.tsv", encoding="utf-8") as file:
         rows = list(csv.DictReader(file, delimiter="\t"))
-    good = [r["file"] for r in rows if r["pillow_verdict"] == "ok" and r["opened_as"].split()[0] in ("JPEG", "PNG", "WEBP", "MPO")]
+    good = [
+        r["file"]
+        for r in rows
+        if r["pillow_verdict"] == "ok" and r["opened_as"].split()[0] in ("JPEG", "PNG", "WEBP", "MPO")
+    ]
     assert len(good) > 40
     lost = {}
     for name in good:

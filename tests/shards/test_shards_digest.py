@@ -7,7 +7,9 @@ from hypothesis import strategies as st
 
 from shards.digest import Conservation, SampleDigest, difference, fingerprint, keys_digest, sample_hash
 
-SAMPLE = st.tuples(st.text(max_size=8), st.dictionaries(st.sampled_from(["jpg", "txt", "json"]), st.binary(max_size=20)))
+SAMPLE = st.tuples(
+    st.text(max_size=8), st.dictionaries(st.sampled_from(["jpg", "txt", "json"]), st.binary(max_size=20))
+)
 SAMPLES = st.lists(SAMPLE, min_size=2, max_size=8, unique_by=lambda s: s[0])
 
 

@@ -1,4 +1,4 @@
-"""Hostile and unusual tars from other projects' test suites: a scan ends, raises nothing but ShardError, writes nothing."""
+"""Hostile and unusual tars of other projects: a scan ends, raises nothing but ShardError, and writes nothing."""
 
 from __future__ import annotations
 
@@ -18,7 +18,10 @@ from shards.tar import Sample, Scan
 
 FOLDER = SHARED_DATA / "odd_tars"
 FILES = sorted(p.relative_to(FOLDER).as_posix() for p in FOLDER.rglob("*") if p.is_file()) if FOLDER.is_dir() else []
-GNU_INCREMENTAL = ("go_archive_tar/gnu-incremental.tar", "tar_stream/gnu-incremental.tar")  # tarfile takes a time for a folder
+GNU_INCREMENTAL = (
+    "go_archive_tar/gnu-incremental.tar",
+    "tar_stream/gnu-incremental.tar",
+)  # tarfile takes a time for a folder
 LIMIT = 10_000
 
 if not FILES:
@@ -43,7 +46,7 @@ def members_by_tarfile(path: Path) -> list[tuple[str, int]]:
 def test_a_scan_ends_and_creates_nothing(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     try:
-        found, scan = scan_copy(name, tmp_path)
+        found, _ = scan_copy(name, tmp_path)
     except ShardError:
         return
     finally:

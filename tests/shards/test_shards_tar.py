@@ -61,7 +61,9 @@ def test_any_samples_survive_writing_and_reading(samples: Samples, tmp_path: Pat
     assert (scan.problem, scan.refused) == ("", [])
 
 
-@pytest.mark.parametrize("form", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT], ids=["ustar", "gnu", "pax"])
+@pytest.mark.parametrize(
+    "form", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT], ids=["ustar", "gnu", "pax"]
+)
 @pytest.mark.parametrize("samples", [PLAIN, PLAIN + NON_ASCII], ids=["plain", "mixed"])
 def test_the_walk_equals_tarfile(samples: Samples, form: int, tmp_path: Path) -> None:
     if form == tarfile.USTAR_FORMAT:
@@ -78,8 +80,11 @@ def test_a_ustar_prefix_is_part_of_the_name(tmp_path: Path) -> None:
     assert (found, scan.problem) == ([(key, {"jpg": b"1"})], "")
 
 
-@pytest.mark.parametrize("data", [written(PLAIN), written(NON_ASCII), archived(NON_ASCII, tarfile.GNU_FORMAT)],
-                         ids=["plain", "pax", "gnu-long"])
+@pytest.mark.parametrize(
+    "data",
+    [written(PLAIN), written(NON_ASCII), archived(NON_ASCII, tarfile.GNU_FORMAT)],
+    ids=["plain", "pax", "gnu-long"],
+)
 def test_a_cut_is_noticed_at_every_block_and_yields_no_wrong_sample(data: bytes, tmp_path: Path) -> None:
     whole, scan = scanned(tmp_path, data)
     assert scan.problem == ""
@@ -122,7 +127,9 @@ def test_a_flipped_byte_in_a_header_is_noticed(samples: Samples, tmp_path: Path)
         assert found == scanned(tmp_path, data)[0][: len(found)]
 
 
-@pytest.mark.parametrize("size", [b"-0000001000\0", b"-0000000001\0", b"0o000000017\0", b"00000000_17\0", b"9999999999 \0"])
+@pytest.mark.parametrize(
+    "size", [b"-0000001000\0", b"-0000000001\0", b"0o000000017\0", b"00000000_17\0", b"9999999999 \0"]
+)
 @pytest.mark.timeout(20)
 def test_a_size_that_is_no_octal_number_is_damage(size: bytes, tmp_path: Path) -> None:
     block = bytearray(header("b.jpg", 0))
@@ -149,7 +156,9 @@ def special(kind: bytes, name: str) -> tarfile.TarInfo:
     return info
 
 
-@pytest.mark.parametrize("form", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT], ids=["ustar", "gnu", "pax"])
+@pytest.mark.parametrize(
+    "form", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT], ids=["ustar", "gnu", "pax"]
+)
 @pytest.mark.parametrize("first", ["plain.jpg", "ä.jpg"], ids=["fast", "maybe-by-tarfile"])
 def test_what_could_escape_is_refused_with_a_reason(form: int, first: str, tmp_path: Path) -> None:
     sink = io.BytesIO()
@@ -160,7 +169,15 @@ def test_what_could_escape_is_refused_with_a_reason(form: int, first: str, tmp_p
         "block.jpg": tarfile.BLKTYPE,
         "fifo.jpg": tarfile.FIFOTYPE,
     }
-    unsafe = ["../up.jpg", "a/../../up.jpg", "/etc/absolute.jpg", ".//etc/absolute.jpg", "..", "new\nline.jpg", "esc\x1b[2J.jpg"]
+    unsafe = [
+        "../up.jpg",
+        "a/../../up.jpg",
+        "/etc/absolute.jpg",
+        ".//etc/absolute.jpg",
+        "..",
+        "new\nline.jpg",
+        "esc\x1b[2J.jpg",
+    ]
     with tarfile.open(fileobj=sink, mode="w", format=form) as tar:
         tar.addfile(tarfile.TarInfo(first))
         for name, kind in kinds.items():
@@ -207,7 +224,17 @@ def test_a_key_ends_at_the_first_dot_of_the_last_part(name: str, expected: tuple
 
 def test_members_group_by_key_and_a_repeated_suffix_starts_another_sample(tmp_path: Path) -> None:
     sink = io.BytesIO()
-    order = ["v1.0/a.jpg", "v1.0/a.txt", "v1.0/b.jpg", "v2.0/b.jpg", "v2.0/b.txt", "c.jpg", "c.jpg", "c.txt", "v1.0/a.json"]
+    order = [
+        "v1.0/a.jpg",
+        "v1.0/a.txt",
+        "v1.0/b.jpg",
+        "v2.0/b.jpg",
+        "v2.0/b.txt",
+        "c.jpg",
+        "c.jpg",
+        "c.txt",
+        "v1.0/a.json",
+    ]
     with tarfile.open(fileobj=sink, mode="w") as tar:
         for number, name in enumerate(order):
             info = tarfile.TarInfo(name)

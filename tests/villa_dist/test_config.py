@@ -14,7 +14,7 @@ from villa_dist.config import Config, ConfigError, dump, key_names, load
 
 
 @pytest.fixture
-def write(tmp_path: Path):  # noqa: ANN201
+def write(tmp_path: Path):
     def make(text: str) -> str:
         path = tmp_path / "mine.yaml"
         path.write_text(text, encoding="utf-8")
@@ -43,16 +43,21 @@ def test_every_key_is_named() -> None:
     assert {"run", "train.steps", "mapping.fit.steps", "docmnist.budget.train", "model.image.width"} <= set(key_names())
 
 
-def test_nothing_given_is_the_defaults(write) -> None:  # noqa: ANN001
+def test_nothing_given_is_the_defaults(write) -> None:
     assert load(None) == Config()
     for text in ("", "# only a comment\n", "---\n", "{}"):
         assert load(write(text)) == Config()
 
 
-def test_a_file_overrides_defaults_and_set_overrides_the_file(write) -> None:  # noqa: ANN001
+def test_a_file_overrides_defaults_and_set_overrides_the_file(write) -> None:
     path = write("run: runs/mine\ntrain: {steps: 7, batch_images: 8}\n")
     config = load(path, ["train.steps=9", "mapping.fit.clip=0.5"])
-    assert (config.run, config.train.steps, config.train.batch_images, config.mapping.fit.clip) == ("runs/mine", 9, 8, 0.5)
+    assert (config.run, config.train.steps, config.train.batch_images, config.mapping.fit.clip) == (
+        "runs/mine",
+        9,
+        8,
+        0.5,
+    )
 
 
 @pytest.mark.parametrize(
@@ -82,7 +87,7 @@ def test_set_takes_yaml_values(override: str, key: str, expected: object) -> Non
     assert type(value) is type(expected)
 
 
-def test_scientific_notation_is_a_number_in_a_file(write) -> None:  # noqa: ANN001
+def test_scientific_notation_is_a_number_in_a_file(write) -> None:
     assert load(write("train:\n  learning_rate: 1e-3\n")).train.learning_rate == 1e-3
 
 
@@ -96,13 +101,25 @@ def test_set_without_key_or_value_shows_the_form(override: str) -> None:
 
 
 @pytest.mark.parametrize("override", ["run.name=x", "seed.a.b=1", "train.steps.more=1"])
-def test_set_below_a_value_is_refused(write, override: str) -> None:  # noqa: ANN001
+def test_set_below_a_value_is_refused(write, override: str) -> None:
     text = failure(write("run: runs/mine\nseed: 3\ntrain: {steps: 5}\n"), override)
     assert override in text
     assert "not a section" in text
 
 
-@pytest.mark.parametrize("override", ["run=2024-13-45", "run=2024-01-02", "run=12:99", "run=[", "run={a", "run=*x", "run=!!python/name:os.system", "seed=@"])
+@pytest.mark.parametrize(
+    "override",
+    [
+        "run=2024-13-45",
+        "run=2024-01-02",
+        "run=12:99",
+        "run=[",
+        "run={a",
+        "run=*x",
+        "run=!!python/name:os.system",
+        "seed=@",
+    ],
+)
 def test_set_never_ends_in_another_error(override: str) -> None:
     try:
         load(None, [override])
@@ -131,7 +148,7 @@ def test_no_text_in_a_file_or_in_set_ends_in_another_error(text: str, tmp_path: 
         ("docmnist: {budgt: {train: 1}}", "docmnist.budgt", "docmnist.budget"),
     ],
 )
-def test_a_misspelt_key_is_named_with_file_and_nearest_name(write, text: str, key: str, nearest: str) -> None:  # noqa: ANN001
+def test_a_misspelt_key_is_named_with_file_and_nearest_name(write, text: str, key: str, nearest: str) -> None:
     path = write(text)
     found = failure(path)
     assert path in found
@@ -168,14 +185,14 @@ def test_a_key_like_no_other_points_at_an_example() -> None:
         ("train: []", "train", "[]"),
     ],
 )
-def test_a_wrong_value_is_named_with_key_and_file(write, text: str, key: str, value: str) -> None:  # noqa: ANN001
+def test_a_wrong_value_is_named_with_key_and_file(write, text: str, key: str, value: str) -> None:
     path = write(text)
     found = failure(path)
     assert path in found
     assert f"{key} = {value}" in found
 
 
-def test_all_mistakes_are_told_at_once(write) -> None:  # noqa: ANN001
+def test_all_mistakes_are_told_at_once(write) -> None:
     found = failure(write("train: {stepz: 5}\nseed: x\n"), "runner=spark")
     assert len(found.splitlines()) == 3
 
@@ -202,14 +219,28 @@ def test_a_missing_file_shows_what_there_is(tmp_path: Path) -> None:
     assert str(tmp_path) in failure(str(tmp_path)), "a folder is no file"
 
 
-@pytest.mark.parametrize("text", ["a: [", "a: b: c", "\tx: 1", "a: *nowhere", "!!python/object:os.system {}", "\x00", "run: 2024-13-45"])
-def test_what_is_no_yaml_names_the_file(write, text: str) -> None:  # noqa: ANN001
+@pytest.mark.parametrize(
+    "text",
+    [
+        "a: [",
+        "a: b: c",
+        "\tx: 1",
+        "a: *nowhere",
+        "!!python/object:os.system {}",
+        "\x00",
+        "run: 2024-13-45",
+        "run: !!int x",
+        "run: !!timestamp x",
+        "run: " + "[" * 2000,
+    ],
+)
+def test_what_is_no_yaml_names_the_file(write, text: str) -> None:
     path = write(text)
     assert path in failure(path)
 
 
 @pytest.mark.parametrize("text", ["- a\n- b\n", "just text", "5", "1: {2: 3}", "train: {1: 2}"])
-def test_yaml_that_is_no_config_names_the_file(write, text: str) -> None:  # noqa: ANN001
+def test_yaml_that_is_no_config_names_the_file(write, text: str) -> None:
     path = write(text)
     assert path in failure(path)
 
@@ -221,7 +252,9 @@ def test_bytes_that_are_no_utf8_name_the_file(tmp_path: Path) -> None:
 
 
 def test_the_resolved_config_is_a_config(tmp_path: Path) -> None:
-    config = load(None, ["seed=5", "vocabulary.attributes=[{phrase: grün, prompts: [ein grünes]}]", "pairs.assign=relative"])
+    config = load(
+        None, ["seed=5", "vocabulary.attributes=[{phrase: grün, prompts: [ein grünes]}]", "pairs.assign=relative"]
+    )
     path = tmp_path / "resolved.yaml"
     path.write_text(dump(config), encoding="utf-8")
     assert load(str(path)) == config

@@ -18,7 +18,11 @@ IMAGES, LABELS = "train-images-idx3-ubyte", "train-labels-idx1-ubyte"
 
 
 def idx(array: np.ndarray) -> bytes:
-    return bytes([0, 0, 8, array.ndim]) + b"".join(int(n).to_bytes(4, "big") for n in array.shape) + array.astype(np.uint8).tobytes()
+    return (
+        bytes([0, 0, 8, array.ndim])
+        + b"".join(int(n).to_bytes(4, "big") for n in array.shape)
+        + array.astype(np.uint8).tobytes()
+    )
 
 
 def write(folder: Path, count: int = 50, stem: str = "train") -> tuple[np.ndarray, np.ndarray]:
@@ -44,7 +48,9 @@ def check_disjoint(splits: dict[str, Digits], total: int, shares: tuple[float, .
 def test_splits_of_the_bundled_digits_are_disjoint() -> None:
     splits = {name: load(name, None) for name in SPLITS}
     check_disjoint(splits, 1797, (0.64, 0.16, 0.20))
-    assert all((s.images.reshape(len(s.images), -1) >= 120).sum(1).min() > 10 for s in splits.values()), "every digit has ink"
+    assert all((s.images.reshape(len(s.images), -1) >= 120).sum(1).min() > 10 for s in splits.values()), (
+        "every digit has ink"
+    )
 
 
 def test_splits_are_the_same_in_every_process() -> None:
@@ -113,7 +119,14 @@ def test_a_damaged_gz_file_is_named(tmp_path: Path) -> None:
     write(tmp_path)
     path = tmp_path / f"{IMAGES}.gz"
     whole = path.read_bytes()
-    for damaged in (b"", whole[:5], whole[: len(whole) // 2], b"no gzip at all", whole[:-4] + b"\0\0\0\0", whole[:10] + b"\xff" * 50 + whole[60:]):
+    for damaged in (
+        b"",
+        whole[:5],
+        whole[: len(whole) // 2],
+        b"no gzip at all",
+        whole[:-4] + b"\0\0\0\0",
+        whole[:10] + b"\xff" * 50 + whole[60:],
+    ):
         path.write_bytes(damaged)
         with pytest.raises(VillaError, match=str(path)):
             load("train", str(tmp_path))

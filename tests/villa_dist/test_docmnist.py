@@ -91,7 +91,9 @@ def test_shares_are_those_of_the_process(digits: Digits) -> None:
     assert attributes[:, words.FIRST_SIZE :].mean(0) == pytest.approx(np.full(3, 2 / 9), abs=0.02)
     assert attributes[:, :10].mean(0) == pytest.approx(np.full(10, 0.1), abs=0.03)
     cells = np.concatenate([made(4, digits, 256, shard).boxes for shard in range(8)])[:, :2] // 28
-    assert np.bincount((cells @ [1, 3]).astype(int), minlength=9) / len(cells) == pytest.approx(np.full(9, 1 / 9), abs=0.02)
+    assert np.bincount((cells @ [1, 3]).astype(int), minlength=9) / len(cells) == pytest.approx(
+        np.full(9, 1 / 9), abs=0.02
+    )
 
 
 @pytest.mark.parametrize("target", [6, 33])

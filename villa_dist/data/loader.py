@@ -10,7 +10,7 @@ import queue
 import threading
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
 import torch
@@ -43,17 +43,18 @@ class PairBatch:
     def to(self, device: torch.device) -> PairBatch:
         if device.type == "cpu":
             return self
-        moved = {f.name: getattr(self, f.name) for f in fields(self)}
-        return PairBatch(
-            **{k: v.to(device, non_blocking=True) if isinstance(v, Tensor) else v for k, v in moved.items()}
-        )
+        tensors = {f.name: getattr(self, f.name) for f in fields(self)}
+        moved = {k: v.to(device, non_blocking=True) for k, v in tensors.items() if isinstance(v, Tensor)}
+        return replace(self, **moved)  # type: ignore[arg-type]
 
 
 def collate(rows: list[Row], mentions: bool) -> PairBatch:
     """Join rows; region indices become those of the batch."""
     counts = np.array([len(r.boxes) for r in rows])
     starts = np.concatenate([[0], np.cumsum(counts)])
-    per_row = [np.full(len(r.attribute), n) if mentions else r.region.astype(np.int64) + starts[n] for n, r in enumerate(rows)]
+    per_row = [
+        np.full(len(r.attribute), n) if mentions else r.region.astype(np.int64) + starts[n] for n, r in enumerate(rows)
+    ]
     features = [r.embedding for r in rows if r.embedding is not None]
     images = [r.pixels for r in rows if r.pixels is not None]
     return PairBatch(

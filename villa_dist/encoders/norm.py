@@ -17,6 +17,7 @@ from torch.autograd import Function
 
 from villa_dist.distributed import world_size
 
+
 class _GlobalNorm(Function):
     """Batch norm of x (N C H W) over all ranks' N, H, W. Also returns mean and unbiased variance, for the buffers.
 
@@ -25,9 +26,7 @@ class _GlobalNorm(Function):
     """
 
     @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, eps: float
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
         channels = x.shape[1]
         rows = _rows(x)
         packed = torch.cat([rows.sum(0), rows.square().sum(0), x.new_tensor([len(rows)])]).double()
@@ -81,7 +80,8 @@ class GlobalBatchNorm(nn.BatchNorm2d):
         normal: Tensor
         normal, mean, variance = _GlobalNorm.apply(input, self.weight, self.bias, self.eps)
         with torch.no_grad():
-            assert self.num_batches_tracked is not None
+            assert self.num_batches_tracked is not None and self.momentum is not None
+            assert self.running_mean is not None and self.running_var is not None
             self.num_batches_tracked += 1
             self.running_mean.lerp_(mean, self.momentum)
             self.running_var.lerp_(variance, self.momentum)

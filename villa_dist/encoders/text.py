@@ -21,10 +21,10 @@ class TokenBatch(NamedTuple):
 
     words: Int[Tensor, " W"]
     text_of: Int[Tensor, " W"]
-    count: int
+    texts: int
 
     def to(self, device: torch.device) -> TokenBatch:
-        return TokenBatch(self.words.to(device), self.text_of.to(device), self.count)
+        return TokenBatch(self.words.to(device), self.text_of.to(device), self.texts)
 
 
 class TextTower(Protocol):
@@ -58,10 +58,10 @@ class WordTower(nn.Module):
 
     def forward(self, batch: TokenBatch) -> Float[Tensor, "T D"]:
         weight_W = torch.exp(self.weights(batch.words)[:, 0].clamp(max=20.0))
-        total_T = weight_W.new_zeros(batch.count).index_add(0, batch.text_of, weight_W)
+        total_T = weight_W.new_zeros(batch.texts).index_add(0, batch.text_of, weight_W)
         share_W = weight_W / total_T[batch.text_of]
         vectors_WD = self.vectors(batch.words) * share_W[:, None]
-        mean_TD = vectors_WD.new_zeros(batch.count, vectors_WD.shape[1]).index_add(0, batch.text_of, vectors_WD)
+        mean_TD = vectors_WD.new_zeros(batch.texts, vectors_WD.shape[1]).index_add(0, batch.text_of, vectors_WD)
         return F.normalize(mean_TD + self.mix(mean_TD), dim=-1)
 
 

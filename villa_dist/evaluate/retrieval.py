@@ -23,7 +23,9 @@ class Retrieval:
     by_attribute: Float[np.ndarray, " A"]  # NaN where an attribute does not occur
 
 
-def precision_at_relevant(score: Float[np.ndarray, "Q M"], relevant: Bool[np.ndarray, "Q M"]) -> Float[np.ndarray, " Q"]:
+def precision_at_relevant(
+    score: Float[np.ndarray, "Q M"], relevant: Bool[np.ndarray, "Q M"]
+) -> Float[np.ndarray, " Q"]:
     """R-Precision of each query row; NaN for a row without a relevant item.
 
     Raises: ValueError when a score is not finite.

@@ -76,7 +76,9 @@ def mapping_loss(
     if config.loss == "contrastive":
         score_RA = cosine_RA / config.temperature
         images = mentioned_IA.shape[0]
-        filled_I = gather_rows(torch.bincount(image_of, minlength=images)) > 0  # an image without regions scores nothing
+        filled_I = (
+            gather_rows(torch.bincount(image_of, minlength=images)) > 0
+        )  # an image without regions scores nothing
         pooled_IA = gather_rows(image_attribute_logits(score_RA, image_of, images, config.pooling))[filled_I]
         mentioned_IA = gather_rows(mentioned_IA.to(torch.uint8)).bool()[filled_I]
         loss = mapping_contrast(pooled_IA, mentioned_IA, reference_denominator=config.reference_denominator)
@@ -84,6 +86,8 @@ def mapping_loss(
     if config.loss == "noisy_or":
         return noisy_or(logit_RA, image_of, mentioned_IA)
     risk = negative_unlabelled(logit_RA, image_of, mentioned_IA, share_A)
-    return risk if config.loss == "negative_unlabelled" else risk + NOISY_OR_WEIGHT * noisy_or(
-        logit_RA, image_of, mentioned_IA
+    return (
+        risk
+        if config.loss == "negative_unlabelled"
+        else risk + NOISY_OR_WEIGHT * noisy_or(logit_RA, image_of, mentioned_IA)
     )

@@ -26,9 +26,7 @@ def rates(
     return (low + high) / 2
 
 
-def positive_share(
-    images_with: Int[np.ndarray, " n"], rate_A: Float[np.ndarray, " A"]
-) -> Float[np.ndarray, " A"]:
+def positive_share(images_with: Int[np.ndarray, " n"], rate_A: Float[np.ndarray, " A"]) -> Float[np.ndarray, " A"]:
     """Of the regions in images that mention a, the share that has it: what the negative-unlabelled risk needs."""
     n = np.arange(len(images_with), dtype=np.float64)
     present_An = 1.0 - np.power(1.0 - rate_A[:, None], n[None])

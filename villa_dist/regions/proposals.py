@@ -27,9 +27,7 @@ class GridProposals:
     def __call__(self, height: int, width: int, given: Float[np.ndarray, "R 4"] | None) -> RegionSet:
         y = np.linspace(0, height, self.rows + 1)
         x = np.linspace(0, width, self.columns + 1)
-        cells = [
-            (x[c], y[r], x[c + 1], y[r + 1]) for r in range(self.rows) for c in range(self.columns)
-        ]
+        cells = [(x[c], y[r], x[c + 1], y[r + 1]) for r in range(self.rows) for c in range(self.columns)]
         return RegionSet(np.asarray(cells, np.float32), np.ones(len(cells), np.float32))
 
 

@@ -67,7 +67,8 @@ class Refused:
     def write(self, attempt: Attempt, shard: str) -> None:
         """Nothing is written for a shard without refusals."""
         if self.key:
-            attempt.write(f"quarantine/{shard}.parquet", sidecar.to_bytes(sidecar.table(sidecar.QUARANTINE, vars(self))))
+            table = sidecar.table(sidecar.QUARANTINE, vars(self))
+            attempt.write(f"quarantine/{shard}.parquet", sidecar.to_bytes(table))
 
 
 def commit_sidecar(

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
+import pyarrow as pa
 
 from shards import sidecar
 from shards.commit import Attempt, Marker, Output, StageFolder
@@ -88,7 +89,9 @@ class Collector:
         self.flow.refused.add(value)
         self.refused.add(key, reason, detail, value)
 
-    def commit(self, request: StageRequest, input_digest: str, timers: Timers, warnings: tuple[str, ...] = ()) -> Marker:
+    def commit(
+        self, request: StageRequest, input_digest: str, timers: Timers, warnings: tuple[str, ...] = ()
+    ) -> Marker:
         self.tar.close()
         self.file.close()
         self.attempt.write(f"{self.shard}.idx", ShardIndex.of(self.samples).to_bytes())
@@ -185,9 +188,7 @@ class IngestStage:
         else:
             collector.add(key, members)
 
-    def _aftermath(
-        self, collector: Collector, scan: Scan, place: str, ignored: dict[str, int]
-    ) -> tuple[str, ...]:
+    def _aftermath(self, collector: Collector, scan: Scan, place: str, ignored: dict[str, int]) -> tuple[str, ...]:
         """Members that never became samples, and a damaged end, recorded like refused samples."""
         warnings = []
         for name, reason in scan.refused:
@@ -204,7 +205,7 @@ class IngestStage:
         return tuple(warnings)
 
 
-def truth_table(made: generate.DocShard, keys: list[str]) -> sidecar.pa.Table:
+def truth_table(made: generate.DocShard, keys: list[str]) -> pa.Table:
     """The pairs sidecar of what is known to be true; every region keeps its box."""
     images = len(keys)
     regions_N = np.bincount(made.image_of, minlength=images)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pyarrow as pa
 import torch
 
 from shards import sidecar
@@ -78,7 +79,7 @@ def kept_pairs(boxes: np.ndarray, ids: np.ndarray, score_RA: np.ndarray, kept_RA
     )
 
 
-def pairs_table(keys: list[str], images: list[RegionAttributePairs]) -> sidecar.pa.Table:
+def pairs_table(keys: list[str], images: list[RegionAttributePairs]) -> pa.Table:
     types = {f.name: f.type for f in sidecar.PAIRS}
     pairs = [len(p.region) for p in images]
 

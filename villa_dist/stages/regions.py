@@ -7,6 +7,7 @@ from __future__ import annotations
 import io
 
 import numpy as np
+import pyarrow as pa
 import torch
 from PIL import Image
 
@@ -101,13 +102,13 @@ class RegionsStage:
         values = np.concatenate(parts or [np.zeros((0, width))]).astype(np.float16)
         if not np.isfinite(values).all():
             raise ShardError(f"shard {shard}: region embeddings hold NaN or infinity; train the one-to-one VLM again")
-        regions = np.concatenate([np.arange(c) for c in counts] or [np.zeros(0)]).astype(np.uint16)
+        regions = np.concatenate([np.zeros(0, np.int64), *[np.arange(c) for c in counts]]).astype(np.uint16)
         schema = sidecar.embeddings_schema(width)
-        flat = sidecar.pa.array(values.reshape(-1), type=sidecar.pa.float16())
+        flat = pa.array(values.reshape(-1), type=pa.float16())
         columns = {
             "row": np.repeat(np.arange(len(counts)), counts).astype(np.int32),
             "region": regions,
-            "embedding": sidecar.pa.FixedSizeListArray.from_arrays(flat, type=schema.field("embedding").type),
+            "embedding": pa.FixedSizeListArray.from_arrays(flat, type=schema.field("embedding").type),
         }
         folder = StageFolder(self.request.dataset, "embeddings")
         with folder.attempt(shard) as attempt:

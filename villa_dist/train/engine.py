@@ -82,7 +82,7 @@ class Engine:
         self.raw.save_checkpoint(str(folder), tag=tag, client_state={"villa": state}, save_latest=False)
 
     def load(self, folder: Path, tag: str) -> dict[str, Any]:
-        """Restore weights, optimizer and our state. DeepSpeed unpickles here: digests are checked by the caller first."""
+        """Restore weights, optimizer and our state. DeepSpeed unpickles here: the caller checks digests first."""
         _, client = self.raw.load_checkpoint(str(folder), tag=tag)
         state: dict[str, Any] = client["villa"]
         return state

@@ -1,10 +1,10 @@
 """One training job, from its spec to its committed weights: run_job -> train_steps -> engine.step.
 
-    <run>/models/<job>/config.json            what the job is bound to
-    <run>/models/<job>/checkpoints/step-…/    DeepSpeed checkpoints with our marker
-    <run>/models/<job>/metrics.jsonl          one line a logged step
-    <run>/models/<job>/model.safetensors      the weights, once done
-    <run>/models/<job>/done.json              the commit marker, last
+<run>/models/<job>/config.json            what the job is bound to
+<run>/models/<job>/checkpoints/step-…/    DeepSpeed checkpoints with our marker
+<run>/models/<job>/metrics.jsonl          one line a logged step
+<run>/models/<job>/model.safetensors      the weights, once done
+<run>/models/<job>/done.json              the commit marker, last
 """
 
 from __future__ import annotations

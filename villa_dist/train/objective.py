@@ -69,7 +69,7 @@ class RegionObjective(nn.Module):
         padded[: len(distinct)] = distinct
         mine = padded[rank() * per_rank : (rank() + 1) * per_rank]
         v_TD = gather_texts(self.embed_attributes(mine))[: max(len(distinct), 1)]
-        text = torch.searchsorted(distinct, batch.attribute)
+        text = torch.searchsorted(distinct, batch.attribute.contiguous())
         return multi_positive(u_RD, v_TD, self.vlm.scale, Pairs(batch.region, text))
 
     def embed_attributes(self, ids: Int[Tensor, " T"]) -> Float[Tensor, "T D"]:
@@ -105,9 +105,9 @@ class MappingObjective(nn.Module):
 def join_prompts(groups: Sequence[TokenBatch]) -> tuple[TokenBatch, Int[Tensor, " S"]]:
     """Several token batches as one, and the group that each of its texts came from."""
     words = torch.cat([g.words for g in groups])
-    starts = torch.tensor([0] + [g.count for g in groups]).cumsum(0)
+    starts = torch.tensor([0] + [g.texts for g in groups]).cumsum(0)
     text_of = torch.cat([g.text_of + start for g, start in zip(groups, starts.tolist(), strict=False)])
-    group_of = torch.repeat_interleave(torch.arange(len(groups)), torch.tensor([g.count for g in groups]))
+    group_of = torch.repeat_interleave(torch.arange(len(groups)), torch.tensor([g.texts for g in groups]))
     return TokenBatch(words, text_of, int(starts[-1])), group_of
 
 

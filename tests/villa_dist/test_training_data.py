@@ -1,0 +1,210 @@
+"""From committed shards to batches: the same global batches for any number of ranks, from any step on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from shards import manifest, sidecar
+from shards.commit import StageFolder
+from shards.errors import ShardError
+from villa_dist.config import load
+from villa_dist.data.loader import Batches, PairBatch
+from villa_dist.data.samples import Samples
+from villa_dist.data.transforms import shift, stack
+from villa_dist.encoders.text import tokenize_words, word_bucket
+from villa_dist.stages.base import StageRequest, make_stage
+from villa_dist.stages.ingest import conservation, units
+
+IMAGES = 20
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Twenty DocMNIST images in shards of six, with their true pairs."""
+    run = tmp_path_factory.mktemp("run")
+    config = load(
+        None, [f"run={run}", f"docmnist.images.train={IMAGES}", "docmnist.shard_images=6", "docmnist.target=8"]
+    )
+    request = StageRequest("ingest", "base", "train", config, "f")
+    stage = make_stage(request)
+    names = [u.shard for u in units(config, "train")]
+    for name in reversed(names):
+        stage.process(name)
+    for folder in ("base", "truth"):
+        manifest.write(StageFolder(f"{run}/train", folder), names)
+    return f"{run}/train"
+
+
+def samples(dataset: str, stage: str | None = "truth") -> Samples:
+    return Samples(dataset, stage, images=True, max_pixels=10_000)
+
+
+def batches(dataset: str, rank: int = 0, world: int = 1, start: int = 0, stop: int = 5, move: int = 2) -> Batches:
+    return Batches(
+        samples(dataset),
+        seed=3,
+        window=8,
+        batch_images=8,
+        rank=rank,
+        world=world,
+        shift_pixels=move,
+        start=start,
+        stop=stop,
+    )
+
+
+def equal(a: PairBatch, b: PairBatch) -> bool:
+    tensors = ("pixels", "boxes", "image_of", "region", "attribute")
+    return (
+        a.texts == b.texts and a.images == b.images and all(torch.equal(getattr(a, n), getattr(b, n)) for n in tensors)
+    )
+
+
+def joined(parts: list[PairBatch]) -> PairBatch:
+    images = np.cumsum([0] + [p.images for p in parts])
+    regions = np.cumsum([0] + [len(p.boxes) for p in parts])
+    return PairBatch(
+        torch.cat([p.pixels for p in parts if p.pixels is not None]),
+        [t for p in parts for t in p.texts],
+        torch.cat([p.boxes for p in parts]),
+        torch.cat([p.image_of + int(n) for p, n in zip(parts, images[:-1], strict=True)]),
+        torch.cat([p.region + int(n) for p, n in zip(parts, regions[:-1], strict=True)]),
+        torch.cat([p.attribute for p in parts]),
+        None,
+        int(images[-1]),
+    )
+
+
+def test_ingest_conserves_every_sample(dataset: str) -> None:
+    stage = StageFolder(dataset, "base")
+    found = manifest.read(stage)
+    assert (found.total, found.came_in, found.samples) == (IMAGES, IMAGES, (6, 6, 6, 2))
+    assert conservation(stage.marker(s) for s in found.shards).holds()
+    assert manifest.read(StageFolder(dataset, "truth")).keys == found.keys
+
+
+@pytest.mark.parametrize("world", [2, 4, 8])
+def test_any_number_of_ranks_sees_the_same_global_batches(dataset: str, world: int) -> None:
+    whole = batches(dataset)
+    parts = [batches(dataset, rank, world) for rank in range(world)]
+    for step in range(4):
+        assert equal(joined([p.batch(step) for p in parts]), whole.batch(step))
+
+
+def test_a_batch_size_that_does_not_divide_is_refused(dataset: str) -> None:
+    with pytest.raises(ValueError, match="8 images is not divisible by 3 ranks"):
+        batches(dataset, 0, 3)
+
+
+def test_resuming_continues_with_the_very_next_batch(dataset: str) -> None:
+    whole = list(batches(dataset, stop=6))
+    again = list(batches(dataset, start=4, stop=6))
+    assert [step for step, _ in whole] == list(range(6))
+    assert [step for step, _ in again] == [4, 5]
+    assert all(equal(a[1], b[1]) for a, b in zip(whole[4:], again, strict=True))
+
+
+def test_an_epoch_shows_every_image_once_with_its_own_boxes_and_attributes(dataset: str) -> None:
+    source = samples(dataset)
+    direct = {}
+    for shard in range(4):
+        for row in range(source.manifest.samples[shard]):
+            found = source.row(shard, row)
+            assert found.pixels is not None
+            direct[found.pixels.tobytes()] = (found.boxes, found.region, found.attribute)
+    assert len(direct) == IMAGES
+    seen = []
+    for _, batch in batches(dataset, stop=5, move=0):  # 40 images: two epochs
+        assert batch.pixels is not None
+        for n in range(batch.images):
+            pixels = batch.pixels[n].permute(1, 2, 0).contiguous().numpy().tobytes()
+            boxes, region, attribute = direct[pixels]
+            mine = batch.image_of == n
+            first = int(mine.nonzero()[0])
+            assert np.array_equal(batch.boxes[mine].numpy(), boxes)
+            pairs = (batch.image_of[batch.region] == n).nonzero()[:, 0]
+            assert (batch.region[pairs] - first).tolist() == region.tolist()
+            assert batch.attribute[pairs].tolist() == attribute.tolist()
+            seen.append(pixels)
+    assert set(seen[:IMAGES]) == set(seen[IMAGES:]) == set(direct)
+    assert seen[:IMAGES] != seen[IMAGES:]
+
+
+def test_whole_images_come_with_their_text(dataset: str) -> None:
+    row = samples(dataset, None).row(0, 0)
+    assert " . " in row.text
+    assert len(row.boxes) == 0
+
+
+def test_an_error_while_loading_reaches_the_consumer(dataset: str) -> None:
+    broken = batches(dataset)
+    broken.samples.dataset_url = dataset + "/nowhere"
+    with pytest.raises(ShardError, match="nowhere"):
+        list(broken)
+
+
+def test_leaving_early_stops_the_loader(dataset: str) -> None:
+    import threading
+
+    for _, _batch in batches(dataset, stop=1000):
+        break
+    assert not [t for t in threading.enumerate() if t.name == "villa-loader" and t.is_alive()]
+
+
+def test_a_sidecar_out_of_step_is_refused(dataset: str, tmp_path: Path) -> None:
+    import shutil
+
+    copy = tmp_path / "train"
+    shutil.copytree(dataset, copy)
+    stage = StageFolder(str(copy), "truth")
+    table = sidecar.from_bytes(stage.store.read("000000.parquet"), "t")
+    stage.store.remove("000000.done.json")
+    from dataclasses import replace
+
+    old = StageFolder(dataset, "truth").marker("000000")
+    with stage.attempt("000000") as attempt:
+        attempt.write("000000.parquet", sidecar.to_bytes(table.take([1, 0, 2, 3, 4, 5])))
+        attempt.commit(lambda outputs: replace(old, outputs=outputs))
+    with pytest.raises(ShardError, match=r"row 0 has key '000000-00001', its base shard '000000-00000'"):
+        samples(str(copy)).row(0, 0)
+
+
+def test_a_shift_moves_pixels_and_is_a_pure_function() -> None:
+    pixels = np.random.default_rng(0).integers(1, 256, (12, 10, 3), np.uint8)
+    assert shift(pixels, 0, (1, 2)) is pixels
+    moved = {shift(pixels, 2, (1, n)).tobytes() for n in range(200)}
+    assert len(moved) == 25, "five places each way"
+    assert np.array_equal(shift(pixels, 2, (1, 2, 3)), shift(pixels, 2, (1, 2, 3)))
+    for down in range(-2, 3):
+        for right in range(-2, 3):
+            expected = np.zeros_like(pixels)
+            for y in range(12):
+                for x in range(10):
+                    if 0 <= y - down < 12 and 0 <= x - right < 10:
+                        expected[y, x] = pixels[y - down, x - right]
+            assert expected.tobytes() in moved
+
+
+def test_images_of_many_sizes_are_padded_with_black() -> None:
+    a, b = np.full((3, 5, 3), 7, np.uint8), np.full((4, 2, 3), 9, np.uint8)
+    batch = stack([a, b])
+    assert batch.shape == (2, 3, 4, 5)
+    assert (batch[0, :, :3] == 7).all()
+    assert (batch[1, :, :, :2] == 9).all()
+    assert not batch[0, :, 3:].any()
+    assert not batch[1, :, :, 2:].any()
+
+
+def test_words_have_the_same_bucket_in_every_process() -> None:
+    assert [word_bucket(w, 8192) for w in ("red", "circle", "写真")] == [
+        int.from_bytes(__import__("hashlib").blake2b(w.encode(), digest_size=8).digest(), "big") % 8192
+        for w in ("red", "circle", "写真")
+    ]
+    found = tokenize_words(["Red circle", "", "red"], 64)
+    assert (found.count, found.text_of.tolist()) == (3, [0, 0, 1, 2])
+    assert found.words[0] == found.words[3]
+    assert found.words[2] == 0
