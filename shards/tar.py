@@ -73,10 +73,10 @@ def header(name: str, size: int) -> bytes:
         return info.tobuf(tarfile.PAX_FORMAT)
     block = bytearray(BLOCK)
     block[: len(raw)] = raw
-    block[100:156] = b"0000644\00000000\00000000\0" + b"%011o\0" % size + b"00000000000\0" + b" " * 8
+    block[100:156] = b"%07o\0%07o\0%07o\0%011o\0%011o\0" % (0o644, 0, 0, size, 0) + b" " * 8
     block[156:157] = b"0"
-    block[257:265] = b"ustar\x0000"
-    block[329:345] = b"0000000\x000000000\0"
+    block[257:265] = b"ustar\x00" + b"00"
+    block[329:345] = b"%07o\0%07o\0" % (0, 0)
     block[_CHECKSUM] = b"%06o\0 " % sum(block)
     return bytes(block)
 

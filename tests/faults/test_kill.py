@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "integration"))
-from runs import TINY, config_file, contents, markers, result_line, sets, villa  # noqa: E402
+from runs import TINY, config_file, contents, markers, result_line, sets, villa
 
 # A file whose appearance says that the run is inside this stage.
 MOMENTS = {

@@ -51,10 +51,10 @@ def test_changed_config_is_refused_and_named_then_forced(finished: tuple[Path, d
 
     run = tmp_path / "run"
     shutil.copytree(finished[0], run)
-    changed = [*sets(f"run={run}", *TINY), "--set", "pairs.threshold=0.9"]
+    changed = [*sets(f"run={run}", *TINY), "--set", "pairs.threshold=0.1"]
     refused = villa("run", config_file(tmp_path), *changed)
     assert refused.returncode == 2 and refused.stdout == ""
-    assert "pairs.threshold: 0.5 -> 0.9" in refused.stderr and "--force" in refused.stderr
+    assert "pairs.threshold: 0.5 -> 0.1" in refused.stderr and "--force" in refused.stderr
     assert "Traceback" not in refused.stderr
     forced = villa("run", config_file(tmp_path), *changed, "--force")
     assert result_line(forced)["metrics"]["mapping"] != finished[1]["metrics"]["mapping"]

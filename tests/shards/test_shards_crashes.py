@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import subprocess
@@ -39,6 +40,15 @@ def test_a_crash_at_any_call_is_mended_by_a_rerun(tmp_path: Path) -> None:
         assert needed in called, f"the sweep never passes {needed!r}"
     assert len(report["points"]) > 60
     assert not report["failed"], report["stderr"]
+
+
+def test_everything_is_on_the_disk_before_its_marker_appears(tmp_path: Path) -> None:
+    """Against a power cut, which no kill can imitate: both outputs and the marker are flushed before each link."""
+    points = child("points", tmp_path / "run")["points"]
+    links = [at for at, name in enumerate(points) if name == "before os.link"]
+    assert len(links) == 3  # the claim and two shards
+    for start, stop in itertools.pairwise(links):
+        assert points[start:stop].count("after os.fsync") >= 1 + 3  # the folder of the link before, and three files
 
 
 def test_a_crash_of_the_recovery_is_mended_too(tmp_path: Path) -> None:

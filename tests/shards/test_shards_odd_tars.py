@@ -9,13 +9,13 @@ import tarfile
 from pathlib import Path
 
 import pytest
-from conftest import SHARED_DATA
 
 from shards.errors import ShardError
 from shards.reader import scan_tar
 from shards.store import Store
 from shards.tar import Sample, Scan
 
+SHARED_DATA = Path(__file__).resolve().parents[2].parent / "shared" / "data"
 FOLDER = SHARED_DATA / "odd_tars"
 FILES = sorted(p.relative_to(FOLDER).as_posix() for p in FOLDER.rglob("*") if p.is_file()) if FOLDER.is_dir() else []
 GNU_INCREMENTAL = (

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import SHARED_DATA
 
 from shards.errors import VillaError
 from villa_dist.docmnist import digits
 from villa_dist.docmnist.digits import SPLITS, Digits, load
 
+SHARED_DATA = Path(__file__).resolve().parents[2].parent / "shared" / "data"
 MNIST = SHARED_DATA / "mnist"
 IMAGES, LABELS = "train-images-idx3-ubyte", "train-labels-idx1-ubyte"
 

@@ -205,6 +205,6 @@ def test_words_have_the_same_bucket_in_every_process() -> None:
         for w in ("red", "circle", "写真")
     ]
     found = tokenize_words(["Red circle", "", "red"], 64)
-    assert (found.count, found.text_of.tolist()) == (3, [0, 0, 1, 2])
+    assert (found.texts, found.text_of.tolist()) == (3, [0, 0, 1, 2])
     assert found.words[0] == found.words[3]
     assert found.words[2] == 0
