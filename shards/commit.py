@@ -14,9 +14,7 @@ import hashlib
 import json
 import os
 import secrets
-import socket
 import tempfile
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -25,11 +23,10 @@ from typing import Any, BinaryIO
 
 from shards.digest import difference, fingerprint
 from shards.errors import ShardError, StaleStageError, storage_errors
-from shards.store import Store
+from shards.store import Store, is_orphan, owner, remove_orphans
 
 SUFFIX = ".done.json"
 ATTEMPTS = ".attempts"
-ORPHAN_SECONDS = 24 * 3600.0
 
 
 @dataclass(frozen=True)
@@ -78,7 +75,7 @@ class Marker:
             values["outputs"] = tuple(Output(**o) for o in values["outputs"])
             values["warnings"] = tuple(values["warnings"])
             return cls(**values)
-        except (ValueError, TypeError, KeyError) as error:
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise ShardError(
                 f"marker {place} is damaged ({error}); remove it and run again: the shard is redone"
             ) from error
@@ -138,8 +135,9 @@ class Attempt:
 
     def __init__(self, stage: StageFolder, shard: str) -> None:
         self.stage, self.shard = stage, shard
-        self.name = f"{ATTEMPTS}/{shard}.{_owner()}.{secrets.token_hex(4)}"
+        self.name = f"{ATTEMPTS}/{shard}.{owner()}.{secrets.token_hex(4)}"
         self._files: dict[str, HashingFile] = {}
+        self._marking = False  # from here on the marker may stand, and promises our files
         self._scratch = (
             Path(stage.store.path(self.name)) if stage.store.local else Path(tempfile.mkdtemp(prefix="villa-attempt-"))
         )
@@ -158,7 +156,16 @@ class Attempt:
             except Exception:
                 if error is None:
                     raise
-        _remove_tree(self._scratch)
+        if not (error is not None and self._marking and self._is_committed()):
+            _remove_tree(self._scratch)
+
+    def _is_committed(self) -> bool:
+        """Whether the marker that stands names this attempt's files."""
+        try:
+            outputs = self.stage.marker(self.shard).outputs
+        except (ShardError, OSError):
+            return self.stage.store.exists(self.shard + SUFFIX)
+        return any(o.attempt.startswith(f"{self.name}/") for o in outputs)
 
     def open(self, file: str) -> HashingFile:
         """A writer for the output that will be called `file` in the stage's folder."""
@@ -185,6 +192,7 @@ class Attempt:
             for output in outputs:
                 store.upload(str(self._scratch / output.file), output.attempt)
         marker = make_marker(tuple(outputs))
+        self._marking = True
         if not store.put_if_absent(self.shard + SUFFIX, marker.to_bytes()):
             if not store.local:
                 store.remove(self.name, recursive=True)
@@ -205,11 +213,18 @@ class StageFolder:
 
         Raises: StaleStageError naming every difference when the folder holds another config's output.
         """
+        text = json.dumps(config, sort_keys=True, indent=1)
+        config = json.loads(text)  # as it will be read back: a tuple is a list
         mine = fingerprint(config)
-        body = json.dumps(config, sort_keys=True, indent=1).encode() + b"\n"
-        if self.store.put_if_absent("config.json", body):
+        if self.store.put_if_absent("config.json", text.encode() + b"\n"):
             return mine
-        theirs = json.loads(self.store.read("config.json"))
+        place = self.store.path("config.json")
+        try:
+            theirs = json.loads(self.store.read("config.json"))
+        except ValueError:
+            theirs = None
+        if not isinstance(theirs, dict):
+            raise ShardError(f"{place} is damaged, so what this stage was made with is unknown; repeat with --force")
         if fingerprint(theirs) == mine:
             return mine
         lines = "\n".join(f"  {line}" for line in difference(theirs, config))
@@ -251,6 +266,7 @@ class StageFolder:
         """Finish what a crash between commit and move has left, and collect orphaned attempts."""
         if not self.store.local:
             return
+        remove_orphans(Path(self.store.path()))
         attempts = Path(self.store.path(ATTEMPTS))
         if not attempts.is_dir():
             return
@@ -260,7 +276,7 @@ class StageFolder:
                 marker = self.marker(shard)
                 if any(o.attempt.startswith(f"{ATTEMPTS}/{folder.name}/") for o in marker.outputs):
                     self.settle(marker)
-            if _is_orphan(folder):
+            if is_orphan(folder, folder.name.split(".")[1] if "." in folder.name else ""):
                 _remove_tree(folder)
         try:
             attempts.rmdir()
@@ -273,22 +289,6 @@ class StageFolder:
             self.store.remove(shard + SUFFIX)
         self.store.remove("manifest.parquet")
         self.store.remove("", recursive=True)
-
-
-def _owner() -> str:
-    return f"{socket.gethostname().replace('.', '-')}-{os.getpid()}"
-
-
-def _is_orphan(folder: Path) -> bool:
-    """An attempt whose process is gone (on this host) or that is a day old."""
-    try:
-        age = time.time() - folder.stat().st_mtime
-        host, _, pid = folder.name.split(".")[1].rpartition("-")
-    except (OSError, IndexError):
-        return False
-    if host == socket.gethostname().replace(".", "-") and pid.isdigit():
-        return not Path(f"/proc/{pid}").exists() if Path("/proc").exists() else age > ORPHAN_SECONDS
-    return age > ORPHAN_SECONDS
 
 
 def _remove_tree(folder: Path) -> None:

@@ -19,6 +19,7 @@ from PIL import Image, ImageOps
 IMAGE_SUFFIXES = ("jpg", "jpeg", "png", "webp")
 TEXT_SUFFIXES = ("txt", "json")
 FORMATS = ("JPEG", "PNG", "WEBP")
+Image.MAX_IMAGE_PIXELS = None  # our own cap is checked before a pixel is decoded; PIL's would hide it
 MAX_PIXELS = 64_000_000
 ADDRESS = re.compile(r" at 0x[0-9a-f]+")  # of objects that PIL names; it would differ from run to run
 
@@ -54,9 +55,9 @@ def decode_image(data: bytes, max_pixels: int = MAX_PIXELS) -> np.ndarray:
 
 def _to_rgb(image: Image.Image) -> np.ndarray:
     image.load()
-    if image.mode in ("I;16", "I;16B", "I;16L", "I", "F"):
-        return np.repeat(_rescale(np.asarray(image))[..., None], 3, axis=2)
     upright = ImageOps.exif_transpose(image)
+    if upright.mode in ("I;16", "I;16B", "I;16L", "I", "F"):
+        return np.repeat(_rescale(np.asarray(upright))[..., None], 3, axis=2)
     if upright.mode in ("RGBA", "LA", "PA") or "transparency" in upright.info:
         rgba = upright.convert("RGBA")
         upright = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba)

@@ -72,10 +72,11 @@ class ShardIndex:
         """Raises: ShardError when `data` is not an index; `place` names it."""
         try:
             table = pq.read_table(io.BytesIO(data))
-        except (pa.ArrowInvalid, OSError) as error:
+            names = table.column_names
+            if names == SCHEMA.names:
+                return cls(table)
+        except (pa.ArrowException, OSError, UnicodeError, ValueError) as error:
             raise ShardError(
                 f"index {place} is not readable ({error}); remove it and its marker, then run again"
             ) from error
-        if table.column_names != SCHEMA.names:
-            raise ShardError(f"index {place} has columns {table.column_names}, expected {SCHEMA.names}")
-        return cls(table)
+        raise ShardError(f"index {place} has columns {names}, expected {SCHEMA.names}")

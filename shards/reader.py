@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 
 from shards import sidecar
-from shards.commit import StageFolder
+from shards.commit import Output, StageFolder
 from shards.errors import ShardError
 from shards.index import ShardIndex
 from shards.store import Store
@@ -62,8 +62,8 @@ class BaseShard:
                 f"shard {self.place} has {size} bytes, its marker says {tar.bytes}: it was cut or changed after it was "
                 "committed; restore the file, or redo the ingest stage with --force"
             )
-        name = stage.locate(idx)
-        self.index = ShardIndex.from_bytes(self.store.read(name), self.store.path(name))
+        name, data = read_committed(stage, idx)
+        self.index = ShardIndex.from_bytes(data, name)
 
     def __len__(self) -> int:
         return len(self.index)
@@ -99,15 +99,20 @@ def read_sidecar(stage: StageFolder, shard: str, schema: pa.Schema) -> pa.Table:
     """A committed sidecar's table. Raises: ShardError when it is not committed, not readable or changed."""
     if not stage.store.exists(f"{shard}.done.json"):
         raise ShardError(f"stage {stage.stage!r} has not committed shard {shard} in {stage.store.path()}; run it first")
-    output = stage.marker(shard).output(".parquet")
+    place, data = read_committed(stage, stage.marker(shard).output(".parquet"))
+    return sidecar.from_bytes(data, place, schema)
+
+
+def read_committed(stage: StageFolder, output: Output) -> tuple[str, bytes]:
+    """(path, content) of a committed file, read whole. Raises: ShardError when it is not what its marker recorded."""
     name = stage.locate(output)
-    data = stage.store.read(name)
-    if len(data) != output.bytes:
+    data, place = stage.store.read(name), stage.store.path(name)
+    if len(data) != output.bytes or hashlib.sha256(data).hexdigest() != output.sha256:
         raise ShardError(
-            f"sidecar {stage.store.path(name)} has {len(data)} bytes, its marker says {output.bytes}; redo the stage "
-            "with --force"
+            f"{place} no longer has the content its marker recorded ({len(data)} bytes, {output.bytes} expected); restore "
+            "the file, or redo the stage with --force"
         )
-    return sidecar.from_bytes(data, stage.store.path(name), schema)
+    return place, data
 
 
 def embeddings_of(table: pa.Table) -> tuple[np.ndarray, np.ndarray]:

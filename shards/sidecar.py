@@ -78,11 +78,12 @@ def from_bytes(data: bytes, place: str, schema: pa.Schema | None = None) -> pa.T
     """Raises: ShardError when `data` is not Parquet or lacks a column of `schema`."""
     try:
         found = pq.read_table(io.BytesIO(data))
-    except (pa.ArrowInvalid, OSError) as error:
-        raise ShardError(f"sidecar {place} is not readable as Parquet: {error}") from error
-    missing = [n for n in (schema.names if schema else []) if n not in found.column_names]
+        names = found.column_names
+    except (pa.ArrowException, OSError, UnicodeError, ValueError) as error:
+        raise ShardError(f"sidecar {place} is not readable as Parquet: {error}; redo the stage with --force") from error
+    missing = [n for n in (schema.names if schema else []) if n not in names]
     if missing:
-        raise ShardError(f"sidecar {place} lacks the columns {missing}; it has {found.column_names}")
+        raise ShardError(f"sidecar {place} lacks the columns {missing}; it has {names}; redo the stage with --force")
     return found
 
 

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import os
 import secrets
+import socket
+import time
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -15,6 +17,8 @@ import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
 from shards.errors import ShardError, VillaError, storage_errors
+
+ORPHAN_SECONDS = 24 * 3600.0
 
 
 def filesystem(url: str) -> tuple[Any, str]:
@@ -137,9 +141,10 @@ class Store:
     def rename(self, source: str, target: str) -> None:
         if self.local:
             final = Path(self.path(target))
-            final.parent.mkdir(parents=True, exist_ok=True)
-            os.replace(self.path(source), final)
-            fsync_folder(final.parent)
+            with storage_errors(str(final)):
+                final.parent.mkdir(parents=True, exist_ok=True)
+                os.replace(self.path(source), final)
+                fsync_folder(final.parent)
         else:
             self.fs.mv(self.path(source), self.path(target))
 
@@ -151,9 +156,33 @@ class Store:
             pass
 
 
+def owner() -> str:
+    """This process, as the names of its unfinished files say it."""
+    return f"{socket.gethostname().replace('.', '-')}-{os.getpid()}"
+
+
+def is_orphan(path: Path, owned_by: str) -> bool:
+    """Whether an unfinished file's process is gone (on this host), or the file is a day old (of another host)."""
+    host, _, pid = owned_by.rpartition("-")
+    try:
+        age = time.time() - path.stat().st_mtime
+    except OSError:
+        return False
+    if host == socket.gethostname().replace(".", "-") and pid.isdigit() and Path("/proc/self").exists():
+        return not Path(f"/proc/{pid}").exists()
+    return age > ORPHAN_SECONDS
+
+
+def remove_orphans(folder: Path) -> None:
+    """Remove temporaries that writers which are gone have left directly in `folder`."""
+    for path in folder.glob(".*.tmp"):
+        if is_orphan(path, path.name.split(".")[-3] if path.name.count(".") >= 3 else ""):
+            path.unlink(missing_ok=True)
+
+
 def _write_temporary(final: Path, data: bytes) -> Path:
     final.parent.mkdir(parents=True, exist_ok=True)
-    temporary = final.with_name(f".{final.name}.{secrets.token_hex(6)}.tmp")
+    temporary = final.with_name(f".{final.name}.{owner()}.{secrets.token_hex(6)}.tmp")
     try:
         with open(temporary, "wb") as f:
             f.write(data)

@@ -128,15 +128,18 @@ def walk(data: memoryview, file: BinaryIO, scan: Scan) -> Iterator[Member]:
     total, at = len(data), 0
     while at + BLOCK <= total:
         if data[at] == 0 and not any(data[at : at + BLOCK]):
+            if not _rest_is_zero(data, at):
+                scan.problem = (
+                    f"members behind the end-of-archive block at byte {at}: a hole, or tars joined end to end"
+                )
             return
         block = bytes(data[at : at + BLOCK])
         kind = block[156:157]
         if block[257:262] != b"ustar" or kind in _FALLBACK or block[124] & 0x80:
-            yield from _walk_tarfile(file, at, scan)
+            yield from _walk_tarfile(data, file, at, scan)
             return
         try:
-            recorded = int(block[_CHECKSUM].split(b"\0")[0].strip() or b"0", 8)
-            size = int(block[124:136].split(b"\0")[0].strip() or b"0", 8)
+            recorded, size = octal(block[_CHECKSUM]), octal(block[124:136])
         except ValueError:
             scan.problem = f"damaged header at byte {at}"
             return
@@ -146,8 +149,8 @@ def walk(data: memoryview, file: BinaryIO, scan: Scan) -> Iterator[Member]:
         name = block[:100].split(b"\0")[0].decode("utf-8", "surrogateescape")
         prefix = block[345:500].split(b"\0")[0].decode("utf-8", "surrogateescape")
         name = f"{prefix}/{name}" if prefix else name
-        if kind not in _REGULAR:
-            size = 0
+        if kind in _REFUSED or kind in _SKIPPED:
+            size = 0  # POSIX: only these have no content
         if at + BLOCK + size > total:
             scan.problem = f"cut at byte {total}, inside member {name!r} of {size} bytes at byte {at}"
             return
@@ -161,10 +164,22 @@ def walk(data: memoryview, file: BinaryIO, scan: Scan) -> Iterator[Member]:
     )
 
 
-def _walk_tarfile(file: BinaryIO, start: int, scan: Scan) -> Iterator[Member]:
-    """The same walk by the standard library, from the header at `start` on."""
-    file.seek(0, 2)
-    total = file.tell()
+def octal(digits: bytes) -> int:
+    """A number field of a header. Raises: ValueError for anything but octal digits, which int() alone would let pass."""
+    text = digits.split(b"\0")[0].strip()
+    if text and not text.isdigit():
+        raise ValueError(f"not an octal number: {text!r}")
+    return int(text or b"0", 8)
+
+
+def _rest_is_zero(data: memoryview, at: int, chunk: int = 1 << 20) -> bool:
+    return not any(bytes(data[i : i + chunk]).strip(b"\0") for i in range(at, len(data), chunk))
+
+
+def _walk_tarfile(data: memoryview, file: BinaryIO, start: int, scan: Scan) -> Iterator[Member]:
+    """The same walk by the standard library, from the header at `start` on. It ends in silence at a damaged header and at
+    a missing end of archive, so where it ended is looked at."""
+    total = len(data)
     file.seek(start)
     previous = start
     try:
@@ -177,13 +192,21 @@ def _walk_tarfile(file: BinaryIO, start: int, scan: Scan) -> Iterator[Member]:
                     yield Member(info.name.removeprefix("./"), previous, info.offset_data, info.size)
                 elif not info.isdir():
                     scan.refused.append((info.name, "sparse" if info.issparse() else "link_or_device"))
-                previous = info.offset_data + (padded(info.size) if info.isreg() else 0)
-    except (tarfile.TarError, EOFError, OverflowError, ValueError, UnicodeError) as error:
-        scan.problem = f"not readable as a tar from byte {start} on: {error}"
+                previous = tar.offset
+    except (tarfile.TarError, EOFError, OverflowError, ValueError, UnicodeError, RecursionError) as error:
+        scan.problem = f"not readable as a tar from byte {previous} on: {error}"
+        return
+    if previous + BLOCK > total:
+        scan.problem = f"cut at byte {total}: the end-of-archive blocks are missing"
+    elif not _rest_is_zero(data, previous):
+        scan.problem = f"damaged header, or members behind the end of archive, at byte {previous}"
 
 
 def group(members: Iterator[Member], scan: Scan) -> Iterator[Sample]:
-    """Runs of members with one key. A suffix met twice in a run starts another sample of the same key."""
+    """Runs of members with one key. A suffix met twice in a run starts another sample of the same key.
+
+    The last run of a damaged tar may lack members that came after the damage, so it is refused, not handed out.
+    """
     key, run, suffixes = "", [], []  # type: tuple[str, list[Member], list[str]]
     for member in members:
         reason = refusal(member.name)
@@ -197,5 +220,7 @@ def group(members: Iterator[Member], scan: Scan) -> Iterator[Sample]:
         key = member_key
         run.append(member)
         suffixes.append(suffix)
-    if run:
+    if run and scan.problem:
+        scan.refused.append((key, "incomplete_sample"))
+    elif run:
         yield Sample(key, tuple(run), tuple(suffixes))

@@ -7,6 +7,7 @@ run, and each stage is bound to the part of it that it depends on.
 from __future__ import annotations
 
 import difflib
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -230,6 +231,22 @@ def _load(kind: type[SectionType], path: str | None, overrides: list[str]) -> Se
         raise ConfigError(_explain(error, path or "the built-in defaults", overrides, kind)) from None
 
 
+class _Loader(yaml.SafeLoader):
+    """safe_load with YAML 1.2's numbers: `1e-3` is one, which YAML 1.1 takes for a word."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
+)
+# The constructors of safe_load raise more than YAMLError for values such as 2024-13-45.
+YAML_TROUBLE = (yaml.YAMLError, ValueError, TypeError, AttributeError, RecursionError)
+
+
+def parse_yaml(text: str) -> Any:
+    """Raises: one of YAML_TROUBLE."""
+    return yaml.load(text, _Loader)
+
+
 def _read(path: Path) -> dict[str, Any]:
     try:
         text = path.read_text(encoding="utf-8")
@@ -241,8 +258,8 @@ def _read(path: Path) -> dict[str, Any]:
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"config file {path} cannot be read: {error}; give a YAML file in UTF-8") from None
     try:
-        values = yaml.safe_load(text)
-    except yaml.YAMLError as error:
+        values = parse_yaml(text)
+    except YAML_TROUBLE as error:
         raise ConfigError(f"config file {path} is not valid YAML: {' '.join(str(error).split())}") from None
     if values is None:
         return {}
@@ -263,8 +280,8 @@ def _apply(values: dict[str, Any], override: str) -> None:
             raise ConfigError(f"--set {override!r}: {part!r} is a value, not a section")
         place = child
     try:
-        place[last] = yaml.safe_load(text) if text else ""
-    except yaml.YAMLError:
+        place[last] = parse_yaml(text) if text else ""
+    except YAML_TROUBLE:
         place[last] = text
 
 

@@ -144,6 +144,17 @@ def test_after_clear_another_config_may_claim(stage: StageFolder) -> None:
     stage.claim({"a": 2})
 
 
+def test_a_worker_whose_stage_was_cleared_commits_nothing(stage: StageFolder) -> None:
+    """A worker that was cut off and comes back after --force must not leave a marker without an output."""
+    with pytest.raises(ShardError, match="000000"), stage.attempt("000000") as attempt:
+        attempt.write("000000.bin", DATA)
+        StageFolder(stage.dataset_url, "base").clear()
+        attempt.commit(lambda outputs: marker("000000", outputs))
+    assert stage.shards_done() == []
+    commit_file(stage, "000000", DATA)
+    assert committed(stage) == DATA
+
+
 @pytest.mark.parametrize("damage", [b"", b"{", b"[]", b"null"])
 def test_a_damaged_claim_is_named(stage: StageFolder, damage: bytes) -> None:
     stage.claim({"a": 1})

@@ -5,12 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from shard_samples import PLAIN, Samples, commit_base
+from shard_samples import PLAIN, Samples, commit_base, marker
 
 from shards import manifest
 from shards.commit import StageFolder
 from shards.digest import keys_digest
-from shards.errors import ShardError
+from shards.errors import ShardError, StaleStageError
 
 
 def dataset(folder: Path, shards: dict[str, Samples]) -> manifest.Manifest:
@@ -50,6 +50,20 @@ def test_an_uncommitted_shard_cannot_be_listed(tmp_path: Path) -> None:
     with pytest.raises(ShardError, match=r"000001\.done\.json does not exist"):
         manifest.write(stage, ["000000", "000001"])
     assert not manifest.exists(stage)
+
+
+def test_a_marker_of_another_config_is_never_mixed_in(tmp_path: Path) -> None:
+    """Such as one that a late worker of an earlier config has committed after --force."""
+    stage = StageFolder(str(tmp_path), "base")
+    bound = stage.claim({"epsilon": 0.2})
+    for shard, made_with in (("000000", bound), ("000001", "another")):
+        with stage.attempt(shard) as attempt:
+            attempt.write(f"{shard}.bin", b"x")
+            attempt.commit(lambda outputs, s=shard, f=made_with: marker(s, outputs, bound=f))  # type: ignore[misc]
+    with pytest.raises(StaleStageError, match="000001"):
+        manifest.write(stage, ["000000", "000001"])
+    assert not manifest.exists(stage)
+    assert manifest.write(stage, ["000000"]).shards == ("000000",)
 
 
 def test_a_stage_without_a_manifest_is_not_complete(tmp_path: Path) -> None:

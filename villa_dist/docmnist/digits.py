@@ -7,6 +7,8 @@ files are read from `digits.mnist_dir`; without its test files the test digits a
 from __future__ import annotations
 
 import gzip
+import math
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,12 +34,26 @@ def load(split: str, mnist_dir: str | None) -> Digits:
     if mnist_dir is None:
         return _take(_sklearn(), split)
     folder = Path(mnist_dir)
-    train = Digits(_idx(folder, "train-images-idx3-ubyte", 3), _idx(folder, "train-labels-idx1-ubyte", 1))
+    train = _pair(folder, "train")
     if not _find(folder, "t10k-images-idx3-ubyte"):
         return _take(train, split)
     if split == "test":
-        return Digits(_idx(folder, "t10k-images-idx3-ubyte", 3), _idx(folder, "t10k-labels-idx1-ubyte", 1))
+        return _pair(folder, "t10k")
     return _take(train, split, bounds=(0.0, 0.8, 1.0, 1.0))
+
+
+def _pair(folder: Path, name: str) -> Digits:
+    """Images with their labels. Raises: VillaError when they do not belong together."""
+    images = _idx(folder, f"{name}-images-idx3-ubyte", 3)
+    labels = _idx(folder, f"{name}-labels-idx1-ubyte", 1)
+    if images.shape[1:] != (28, 28):
+        raise VillaError(f"{folder}/{name}-images-idx3-ubyte holds images of {images.shape[1:]}, expected 28x28")
+    if len(labels) != len(images) or (len(labels) and labels.max() > 9):
+        raise VillaError(
+            f"{folder}/{name}-labels-idx1-ubyte holds {len(labels)} labels up to {labels.max(initial=0)} for {len(images)} "
+            "images of digits 0 to 9; fetch both files again"
+        )
+    return Digits(images, labels)
 
 
 def _take(all_digits: Digits, split: str, bounds: tuple[float, ...] = (0.0, 0.64, 0.80, 1.0)) -> Digits:
@@ -72,10 +88,10 @@ def _idx(folder: Path, stem: str, rank: int) -> np.ndarray:
         )
     try:
         raw = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
-    except (OSError, EOFError) as error:
+    except (OSError, EOFError, zlib.error) as error:
         raise VillaError(f"{path} is not readable: {error}; fetch it again") from error
-    sizes = np.frombuffer(raw[4 : 4 + 4 * rank], ">u4").astype(int)
-    if raw[:4] != bytes([0, 0, 8, rank]) or len(raw) != 4 + 4 * rank + int(np.prod(sizes)):
+    sizes = [int.from_bytes(raw[4 + 4 * i : 8 + 4 * i], "big") for i in range(rank)]
+    if len(raw) < 4 + 4 * rank or raw[:4] != bytes([0, 0, 8, rank]) or len(raw) != 4 + 4 * rank + math.prod(sizes):
         raise VillaError(f"{path} is not a whole idx file of rank {rank} ({len(raw)} bytes); fetch it again")
     values = np.frombuffer(raw, np.uint8, offset=4 + 4 * rank).reshape(sizes)
     return values if rank == 3 else values.astype(np.int64)

@@ -13,6 +13,7 @@ import os
 import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from shards.errors import storage_errors
 from shards.store import fsync_folder
@@ -40,11 +41,12 @@ def tag(step: int) -> str:
 def seal(folder: Path, state: TrainState) -> None:
     """Flush every file of a checkpoint and write its marker. Called by one rank, after a barrier."""
     files = {}
-    for path in sorted(p for p in folder.rglob("*") if p.is_file() and p.name != MARKER):
+    for path in sorted(p for p in folder.rglob("*") if p.is_file() and not p.name.startswith(MARKER)):
         with storage_errors(str(path)), open(path, "rb+") as f:
             os.fsync(f.fileno())
         files[str(path.relative_to(folder))] = {"bytes": path.stat().st_size, "sha256": file_sha256(path)}
-    body = json.dumps({"state": asdict(state), "files": files}, indent=1, sort_keys=True)
+    content = {"state": asdict(state), "files": files}
+    body = json.dumps({**content, "sha256": canonical_sha256(content)}, indent=1, sort_keys=True)
     temporary = folder / (MARKER + ".tmp")
     with storage_errors(str(temporary)):
         with open(temporary, "w", encoding="utf-8") as f:
@@ -64,15 +66,32 @@ def _sha256(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
-def problem(folder: Path) -> str:
-    """Why a checkpoint cannot be trusted; an empty string for a whole one."""
+def canonical_sha256(content: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def read_marker(folder: Path) -> tuple[TrainState, dict[str, dict[str, Any]]]:
+    """(state, files) of a checkpoint's marker. Raises: ValueError saying what is wrong with it."""
     marker = folder / MARKER
     if not marker.is_file():
-        return "it has no marker: the save was cut off"
+        raise ValueError("it has no marker: the save was cut off")
     try:
-        files = json.loads(marker.read_text(encoding="utf-8"))["files"]
-    except (ValueError, KeyError, OSError) as error:
-        return f"its marker is damaged ({error})"
+        content = json.loads(marker.read_text(encoding="utf-8"))
+        recorded = content.pop("sha256")
+        state, files = TrainState(**content["state"]), dict(content["files"])
+    except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
+        raise ValueError(f"its marker is damaged ({error})") from error
+    if recorded != canonical_sha256(content):
+        raise ValueError("its marker is damaged (it does not have its own digest)")
+    return state, files
+
+
+def problem(folder: Path) -> str:
+    """Why a checkpoint cannot be trusted; an empty string for a whole one."""
+    try:
+        _, files = read_marker(folder)
+    except ValueError as error:
+        return str(error)
     for name, expected in files.items():
         path = folder / name
         if not path.is_file():
@@ -89,8 +108,7 @@ def newest(folder: Path) -> tuple[Path, TrainState] | None:
         if trouble:
             LOG.warning("checkpoint %s is passed over: %s; falling back to the one before", candidate, trouble)
             continue
-        state = json.loads((candidate / MARKER).read_text(encoding="utf-8"))["state"]
-        return candidate, TrainState(**state)
+        return candidate, read_marker(candidate)[0]
     return None
 
 
