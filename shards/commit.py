@@ -192,6 +192,12 @@ class Attempt:
             for output in outputs:
                 store.upload(str(self._scratch / output.file), output.attempt)
         marker = make_marker(tuple(outputs))
+        gone = [o.file for o in outputs if not (self._scratch / o.file).exists()]
+        if gone:
+            raise ShardError(
+                f"shard {self.shard}: {self.stage.store.path()} was cleared while it was worked on ({gone[0]} is gone); "
+                "nothing was committed, run the same command again"
+            )
         self._marking = True
         if not store.put_if_absent(self.shard + SUFFIX, marker.to_bytes()):
             if not store.local:
@@ -233,6 +239,12 @@ class StageFolder:
             f"here):\n{lines}\nSet `run` to another folder to keep both, or repeat with --force to redo this stage "
             "and all that follow from it."
         )
+
+    def bound_to(self) -> str:
+        """The fingerprint of the config that claimed this folder; empty where none has."""
+        if not self.store.exists("config.json"):
+            return ""
+        return fingerprint(json.loads(self.store.read("config.json")))
 
     def shards_done(self) -> list[str]:
         return [name.removesuffix(SUFFIX) for name in self.store.list("", SUFFIX)]

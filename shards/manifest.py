@@ -14,7 +14,7 @@ import pyarrow as pa
 from shards import sidecar
 from shards.commit import Marker, StageFolder
 from shards.digest import SampleDigest, fingerprint
-from shards.errors import ShardError
+from shards.errors import ShardError, StaleStageError
 
 NAME = "manifest.parquet"
 SCHEMA = pa.schema(
@@ -61,8 +61,18 @@ class Manifest:
 
 
 def write(stage: StageFolder, shards: Sequence[str]) -> Manifest:
-    """Merge the markers of `shards`; every one of them must be committed."""
+    """Merge the markers of `shards`; every one of them must be committed.
+
+    Raises: StaleStageError when a marker is not of the config that the folder is bound to.
+    """
     markers = [stage.marker(s) for s in sorted(shards)]
+    bound = stage.bound_to()
+    strangers = [m.shard for m in markers if bound and m.fingerprint != bound]
+    if strangers:
+        raise StaleStageError(
+            f"{stage.store.path()} holds {len(strangers)} shards committed under another config, such as {strangers[0]} (a "
+            "worker of an earlier run came back late); repeat with --force to redo the stage"
+        )
     columns = {
         "shard": [m.shard for m in markers],
         "samples": [m.samples for m in markers],

@@ -13,7 +13,7 @@ import pytest
 from shards.errors import ShardError
 from shards.reader import scan_tar
 from shards.store import Store
-from shards.tar import Sample, Scan
+from shards.tar import Sample, Scan, split_name
 
 SHARED_DATA = Path(__file__).resolve().parents[2].parent / "shared" / "data"
 FOLDER = SHARED_DATA / "odd_tars"
@@ -67,7 +67,11 @@ def test_what_tarfile_reads_whole_is_read_alike(tmp_path: Path) -> None:
         found, scan = scan_copy(name, tmp_path)
         mine = [(m.name, m.size) for sample, _ in found for m in sample.members]
         refused = {n for n, _ in scan.refused}
-        wanted = [(n, s) for n, s in expected if n not in refused and f"./{n}" not in refused]
+        # without end-of-archive blocks the last sample may lack members: it is refused, under its key
+        cut = {n for n, reason in scan.refused if reason == "incomplete_sample"}
+        wanted = [
+            (n, s) for n, s in expected if n not in refused and f"./{n}" not in refused and split_name(n)[0] not in cut
+        ]
         if mine != wanted:
             different[name] = (scan.problem, [m for m in mine if m not in wanted], [w for w in wanted if w not in mine])
     assert not different
