@@ -38,7 +38,7 @@ def batch(first: int, stop: int, counts: list[int], *, mentions: bool) -> PairBa
     image_of_row = rows if mentions else image_of
     mine = (image_of >= first) & (image_of < stop)
     own = (image_of_row >= first) & (image_of_row < stop)
-    row, attribute = np.nonzero(said[own])
+    row, attribute = (np.ascontiguousarray(n) for n in np.nonzero(said[own]))
     return PairBatch(
         pixels=pixels[first:stop],
         texts=TEXTS[first:stop],

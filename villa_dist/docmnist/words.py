@@ -14,12 +14,11 @@ GROUPS = ("digit",) * 10 + ("colour",) * 5 + ("shape",) * 2 + ("size",) * 3
 TEMPLATES = {
     "digit": (
         "the image shows a {}",
-        "the digit appears to be {}",
         "there is an image showing a {}",
         "the number is a {}",
     ),
     "colour": ("the color is {}", "the digit appears to be {}", "there is a {} image", "the image is {}"),
-    "shape": ("the shape is a {}", "the shape appears to be a {}", "there is a {}", "the image has a {}"),
+    "shape": ("the shape is a {}", "there is a {}", "the image has a {}"),
     "size": ("the shape size is {}", "the size of the shape is {}", "the shape is {}"),
 }
 
