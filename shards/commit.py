@@ -21,7 +21,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO
 
-from shards.digest import difference, fingerprint
+from shards.digest import difference, fingerprint, sha256
 from shards.errors import ShardError, StaleStageError, storage_errors
 from shards.store import Store, is_orphan, owner, remove_orphans
 
@@ -230,7 +230,9 @@ class StageFolder:
         except ValueError:
             theirs = None
         if not isinstance(theirs, dict):
-            raise ShardError(f"{place} is damaged, so what this stage was made with is unknown; repeat with --force")
+            raise StaleStageError(
+                f"{place} is damaged, so what this stage was made with is unknown; repeat with --force to redo it"
+            )
         if fingerprint(theirs) == mine:
             return mine
         lines = "\n".join(f"  {line}" for line in difference(theirs, config))
@@ -273,6 +275,26 @@ class StageFolder:
                         f"{self.store.path(output.file)} is missing although its marker {marker.shard}{SUFFIX} stands; "
                         "remove the marker and run again to redo the shard"
                     ) from None
+
+    def damaged(self, shard: str, *, content: bool) -> str:
+        """Why a committed shard's files cannot be used; empty for good ones. Sizes are looked at, and with `content` the
+        sha256 too."""
+        try:
+            outputs = self.marker(shard).outputs
+        except ShardError as error:
+            return str(error)
+        for output in outputs:
+            name = self.locate(output)
+            place = self.store.path(name)
+            if not self.store.exists(name):
+                return f"{place} is missing although its marker stands"
+            if self.store.size(name) != output.bytes:
+                return (
+                    f"{place} has {self.store.size(name)} bytes, its marker says {output.bytes}: it was cut or changed"
+                )
+            if content and sha256(self.store.read(name)) != output.sha256:
+                return f"{place} no longer has the content its marker recorded"
+        return ""
 
     def settle_all(self) -> None:
         """Finish what a crash between commit and move has left, and collect orphaned attempts."""

@@ -21,6 +21,8 @@ TEXT_SUFFIXES = ("txt", "json")
 FORMATS = ("JPEG", "PNG", "WEBP")
 Image.MAX_IMAGE_PIXELS = None  # our own cap is checked before a pixel is decoded; PIL's would hide it
 MAX_PIXELS = 64_000_000
+# once, here: catching warnings around each call is not safe in threads
+warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
 ADDRESS = re.compile(r" at 0x[0-9a-f]+")  # of objects that PIL names; it would differ from run to run
 
 
@@ -39,13 +41,11 @@ def decode_image(data: bytes, max_pixels: int = MAX_PIXELS) -> np.ndarray:
     Raises: DecodeError with reason undecodable_image or too_many_pixels (checked before any pixel is decoded).
     """
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            image = Image.open(io.BytesIO(data), formats=FORMATS)
-            width, height = image.size
-            if width * height > max_pixels:
-                raise DecodeError("too_many_pixels", f"{width}x{height} is over the cap of {max_pixels} pixels")
-            return _to_rgb(image)
+        image = Image.open(io.BytesIO(data), formats=FORMATS)
+        width, height = image.size
+        if width * height > max_pixels:
+            raise DecodeError("too_many_pixels", f"{width}x{height} is over the cap of {max_pixels} pixels")
+        return _to_rgb(image)
     except DecodeError:
         raise
     except Exception as error:  # PIL raises a dozen kinds, SyntaxError and struct.error among them
@@ -101,7 +101,7 @@ def sample_text(members: dict[str, bytes], fields: tuple[str, ...] = ("text", "c
         text = decode_text(members["txt"])
     else:
         values = decode_json(members["json"]) if "json" in members else {}
-        text = next((values[f] for f in fields if isinstance(values.get(f), str)), "")
+        text = next((values[f] for f in fields if isinstance(values.get(f), str) and values[f].strip()), "")
     if not text.strip():
         found = ", ".join(f".{s}" for s in members) or "nothing"
         raise DecodeError("no_text", f"no text in a .txt or .json member; found {found}")

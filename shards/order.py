@@ -18,7 +18,7 @@ DEFAULT_WINDOW = 65_536
 class GlobalOrder:
     """Maps positions of the endless stream to (shard, row).
 
-    samples: samples per shard, in manifest order. seed: any int. window: places shuffled together.
+    samples: samples per shard, in manifest order. seed: any int from 0. window: places shuffled together.
     """
 
     def __init__(self, samples: Sequence[int], seed: int, window: int = DEFAULT_WINDOW) -> None:

@@ -23,6 +23,10 @@ def scan_tar(store: Store, name: str, scan: Scan) -> Iterator[tuple[Sample, dict
     if not store.local:
         raise ShardError(f"{store.path(name)}: reading foreign tars from an object store is not supported here")
     path = Path(store.path(name))
+    if not path.is_file():
+        raise ShardError(
+            f"{path} was listed and is gone; restore it, or take it out of the source and repeat with --force"
+        )
     if path.stat().st_size == 0:
         scan.problem = "empty file, no tar header"
         return

@@ -6,6 +6,7 @@ never cached, since a stale listing is how work gets done twice.
 
 from __future__ import annotations
 
+import errno
 import os
 import secrets
 import socket
@@ -119,7 +120,7 @@ class Store:
         with storage_errors(str(final)):
             temporary = _write_temporary(final, data)
             try:
-                os.link(temporary, final)  # fails if the name exists; the content is whole when it appears
+                _create_whole(temporary, final, data)
             except FileExistsError:
                 return False
             finally:
@@ -154,6 +155,21 @@ class Store:
             self.fs.rm(self.path(name), recursive=recursive)
         except FileNotFoundError:
             pass
+
+
+def _create_whole(temporary: Path, final: Path, data: bytes) -> None:
+    """Raises: FileExistsError when `final` exists. By a hard link, so that the content is whole when the name appears; on
+    file systems without links (some network and FUSE mounts) by an exclusive create, where a crash can leave a torn file,
+    which its readers name as damaged."""
+    try:
+        os.link(temporary, final)
+    except OSError as error:
+        if error.errno not in (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS):
+            raise
+        with open(final, "xb") as f:
+            f.write(data)
+            f.flush()
+            os.fsync(f.fileno())
 
 
 def owner() -> str:

@@ -49,6 +49,15 @@ def load(folder: str) -> Saved:
     return Saved(json.loads(store.read("model.json")), from_safetensors(data), marker["sha256"])
 
 
+def is_sound(folder: str) -> bool:
+    """Whether a finished model's weights are those its marker recorded."""
+    try:
+        load(folder)
+    except (ShardError, ValueError):
+        return False
+    return True
+
+
 def vlm_description(config: ModelConfig) -> dict[str, Any]:
     return {"kind": "region_vlm", "model": config.model_dump(mode="json")}
 

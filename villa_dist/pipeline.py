@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from shards import manifest
-from shards.commit import StageFolder
+from shards.commit import SUFFIX, StageFolder
 from shards.digest import fingerprint
 from shards.errors import BudgetError, ShardError, StaleStageError, VillaError
 from shards.manifest import Manifest
@@ -201,7 +201,7 @@ class Pipeline:
         name = f"{stage} {split}" if stage != "embed" else f"{folder} {split}"
         bound = self._claim(output, {"format": FORMAT, **claim}, clears or (folder,))
         output.settle_all()
-        done = set(output.shards_done())
+        done = self._sound(output, output.shards_done())
         missing = [s for s in shards if s not in done]
         if not missing and manifest.exists(output):
             LOG.info("%s: complete, %d shards", name, len(shards))
@@ -210,6 +210,21 @@ class Pipeline:
         with Progress(name, len(shards), "shards", len(shards) - len(missing)) as progress:
             self.runner.shards(request, missing, lambda shard: progress.advance())
         return manifest.write(output, shards)
+
+    def _sound(self, output: StageFolder, shards: Sequence[str]) -> set[str]:
+        """Committed shards whose files are as committed. With --force the others are redone, else they are an error."""
+        sound = set()
+        for shard in shards:
+            trouble = output.damaged(shard, content=self.force)
+            if not trouble:
+                sound.add(shard)
+            elif not self.force:
+                raise ShardError(f"{trouble}; restore the file, or repeat with --force to redo the shard")
+            else:
+                LOG.warning("--force: redoing shard %s: %s", shard, trouble)
+                output.store.remove(shard + SUFFIX)
+                output.store.remove(manifest.NAME)
+        return sound
 
     def _train(self, job: str, claim: Mapping[str, Any], pairs: str = "") -> None:
         folder = model_folder(self.config, job)
@@ -221,6 +236,10 @@ class Pipeline:
         full = {"format": FORMAT, "seed": self.config.seed, "steps": optim, **claim}
         full["data"] = {"max_pixels": self.config.data.max_pixels}
         request = TrainRequest(job, self.config, self._claim(output, full, (job,)), pairs)
+        if self.force and models.done(folder) and not models.is_sound(folder):
+            LOG.warning("--force: training %s again, its weights are damaged", job)
+            output.clear()
+            output.claim(full)
         if models.done(folder):
             LOG.info("train %s: complete", job)
             return

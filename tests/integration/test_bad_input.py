@@ -188,6 +188,12 @@ def test_a_shard_cut_after_it_was_committed(tmp_path: Path) -> None:
     tar.write_bytes(tar.read_bytes()[:-2048])
     ended = villa("vocabulary", config, *overrides)
     assert ended.returncode == 2 and "000000.tar" in ended.stderr and "marker says" in ended.stderr
+    refused = villa("ingest", config, *overrides)
+    assert refused.returncode == 2 and "--force" in refused.stderr
+    other = (tmp_path / "run/train/base/000001.done.json").stat().st_ino
+    result_line(villa("ingest", config, *overrides, "--force"))
+    assert (tmp_path / "run/train/base/000001.done.json").stat().st_ino == other, "only the damaged shard is redone"
+    result_line(villa("vocabulary", config, *overrides))
 
 
 def test_unreachable_ray_is_one_clear_line(tmp_path: Path) -> None:

@@ -30,7 +30,7 @@ RECTANGLE, CIRCLE, NO_SHAPE = 0, 1, 2
 
 @dataclass(frozen=True)
 class ShardPlan:
-    """Which images a shard holds: the first `images` of its stream."""
+    """A shard's number, and how many images it holds: the last shard of a budget is cut short."""
 
     shard: int
     images: int

@@ -24,7 +24,9 @@ def noisy_or(
     """Binary cross-entropy of "some region has a" = 1 - prod_r (1 - sigmoid(logit_ra)) against the mention."""
     none_IA = logit_RA.new_zeros(mentioned_IA.shape).index_add(0, image_of, F.logsigmoid(-logit_RA)).clamp(max=-1e-6)
     said = mentioned_IA.to(logit_RA.dtype)
-    return -(said * torch.log(-torch.expm1(none_IA)) + (1 - said) * none_IA).mean()
+    loss_IA = -(said * torch.log(-torch.expm1(none_IA)) + (1 - said) * none_IA)
+    filled_I = torch.bincount(image_of, minlength=len(said)) > 0  # an image without regions has nothing to learn from
+    return (loss_IA * filled_I[:, None]).mean()
 
 
 def negative_unlabelled(
