@@ -31,7 +31,7 @@ lint: $(READY)
 
 bench: $(READY)
 	$(BIN)/python -m benchmarks.docmnist_generator
-	$(BIN)/python -m benchmarks.sidecar_size
+	if [ -d runs/quickstart/train/pairs ]; then $(BIN)/python -m benchmarks.sidecar_size runs/quickstart; fi
 
 clean:
 	rm -rf $(VENV) build *.egg-info

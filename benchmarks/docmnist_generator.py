@@ -25,8 +25,9 @@ from villa_dist.config import Config, load
 from villa_dist.docmnist import generate, words
 from villa_dist.docmnist.digits import Digits
 from villa_dist.docmnist.digits import load as load_digits
-from villa_dist.stages.base import StageRequest, make_stage
+from villa_dist.stages.base import StageRequest
 from villa_dist.stages.ingest import units
+from villa_dist.stages.registry import make_stage
 
 PUBLISHED_SECONDS = 22.8 + 5.4
 ROUNDS = 5

@@ -18,7 +18,8 @@ from ray.exceptions import GetTimeoutError, RayError
 
 from shards.errors import VillaError
 from villa_dist.observe import LOG
-from villa_dist.stages.base import ShardStage, StageRequest, make_stage
+from villa_dist.stages.base import ShardStage, StageRequest
+from villa_dist.stages.registry import make_stage
 
 POLL_SECONDS = 1.0
 NODE_CHECK_SECONDS = 5.0

@@ -13,7 +13,8 @@ from typing import Any, Protocol
 
 from torch.multiprocessing.spawn import ProcessExitedException, ProcessRaisedException, start_processes
 
-from villa_dist.stages.base import StageRequest, make_stage
+from villa_dist.stages.base import StageRequest
+from villa_dist.stages.registry import make_stage
 from villa_dist.train.jobs import TrainRequest, run_request
 
 

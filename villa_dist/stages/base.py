@@ -1,4 +1,4 @@
-"""What every shard stage shares: its request, its protocol, and how the registry makes one."""
+"""What every shard stage shares: its request, its protocol, its refusals and its commit."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from typing import Any, Protocol
 from shards import sidecar
 from shards.commit import Attempt, Marker, Output, StageFolder
 from shards.digest import keys_digest
-from shards.errors import VillaError
 from villa_dist.config import Config
 from villa_dist.observe import Timers
 
@@ -101,24 +100,3 @@ def commit_sidecar(
         )
 
     return attempt.commit(marker)
-
-
-def make_stage(request: StageRequest) -> ShardStage:
-    """The stage a request names. Raises: VillaError naming the stages there are."""
-    from villa_dist.stages.embed import EmbedStage
-    from villa_dist.stages.ingest import IngestStage
-    from villa_dist.stages.pairs import PairsStage
-    from villa_dist.stages.regions import RegionsStage
-    from villa_dist.stages.vocabulary import VocabularyStage
-
-    stages: dict[str, Any] = {
-        "ingest": IngestStage,
-        "vocabulary": VocabularyStage,
-        "regions": RegionsStage,
-        "pairs": PairsStage,
-        "embed": EmbedStage,
-    }
-    if request.stage not in stages:
-        raise VillaError(f"there is no stage {request.stage!r}; stages: {', '.join(stages)}")
-    stage: ShardStage = stages[request.stage](request)
-    return stage

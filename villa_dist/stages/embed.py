@@ -12,7 +12,7 @@ from shards.reader import BaseShard, read_sidecar
 from villa_dist import models
 from villa_dist.observe import Timers
 from villa_dist.stages.base import StageRequest, commit_sidecar
-from villa_dist.stages.images import image_batches
+from villa_dist.stages.images import embed_regions
 
 
 class EmbedStage:
@@ -32,12 +32,8 @@ class EmbedStage:
         sidecar.check_aligned(table, base.keys, self.truth.store.path(shard))
         boxes, box_at = sidecar.list_column(table, "boxes")
         width = self.model.config.dim
-        parts = [np.zeros((0, width), np.float32)]
-        with torch.inference_mode(), timers.time("embed"):
-            batches = image_batches(base, boxes, box_at, self.config.regions.batch_images, self.config.data.max_pixels)
-            for batch in batches:
-                parts.append(self.model.embed_regions(batch.pixels, batch.boxes, batch.image_of).numpy())
-        values = np.concatenate(parts)
+        with timers.time("embed"):
+            values = embed_regions(self.model.embed_regions, base, boxes, box_at, self.config, width).numpy()
         image_of = np.repeat(np.arange(len(base)), np.diff(box_at)).astype(np.int32)
         kind = pa.list_(pa.float32(), width)
         flat = pa.array(values.reshape(-1), type=pa.float32())

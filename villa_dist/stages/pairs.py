@@ -13,7 +13,7 @@ from villa_dist import models
 from villa_dist.mapping.assign import assign
 from villa_dist.observe import Timers
 from villa_dist.stages.base import StageRequest, commit_sidecar
-from villa_dist.stages.images import image_batches
+from villa_dist.stages.images import embed_regions
 from villa_dist.types import RegionAttributePairs
 
 NO_BOXES = np.zeros((0, 4), np.float32)
@@ -62,12 +62,8 @@ class PairsStage:
         if self.config.mapping.encoder == "frozen":
             table = read_sidecar(StageFolder(self.request.dataset, "embeddings"), shard, None)
             return torch.from_numpy(embeddings_of(table)[1].astype(np.float32))
-        parts = [torch.zeros(0, self.model.tower.feature_dim if self.model.tower else 0)]
-        with torch.inference_mode():
-            batches = image_batches(base, boxes, box_at, self.config.regions.batch_images, self.config.data.max_pixels)
-            for batch in batches:
-                parts.append(self.model.features(batch.pixels, batch.boxes, batch.image_of))
-        return torch.cat(parts)
+        assert self.model.tower is not None
+        return embed_regions(self.model.features, base, boxes, box_at, self.config, self.model.tower.feature_dim)
 
 
 def kept_pairs(boxes: np.ndarray, ids: np.ndarray, score_RA: np.ndarray, kept_RA: np.ndarray) -> RegionAttributePairs:

@@ -25,7 +25,7 @@ from villa_dist.observe import Timers
 from villa_dist.regions.boxes import problem
 from villa_dist.regions.proposals import BACKENDS
 from villa_dist.stages.base import StageRequest, commit_sidecar
-from villa_dist.stages.images import image_batches
+from villa_dist.stages.images import embed_regions
 
 
 class RegionsStage:
@@ -92,16 +92,12 @@ class RegionsStage:
     def _embed(self, shard: str, base: BaseShard, boxes: np.ndarray, counts: list[int], digest: str) -> None:
         """Commit the embeddings sidecar: features of the frozen VLM before projection, fp16."""
         assert self.model is not None
-        timers, parts = Timers(), []
+        timers = Timers()
         box_at = np.concatenate([[0], np.cumsum(counts)])
-        with torch.inference_mode(), timers.time("embed"):
-            batches = image_batches(base, boxes, box_at, self.config.regions.batch_images, self.config.data.max_pixels)
-            for batch in batches:
-                parts.append(self.model.region_features(batch.pixels, batch.boxes, batch.image_of).numpy())
         width = self.model.image.feature_dim
-        values = np.concatenate(parts or [np.zeros((0, width))]).astype(np.float16)
-        if not np.isfinite(values).all():
-            raise ShardError(f"shard {shard}: region embeddings hold NaN or infinity; train the one-to-one VLM again")
+        with timers.time("embed"):
+            embedded = embed_regions(self.model.region_features, base, boxes, box_at, self.config, width)
+        values = embedded.numpy().astype(np.float16)
         regions = np.concatenate([np.zeros(0, np.int64), *[np.arange(c) for c in counts]]).astype(np.uint16)
         schema = sidecar.embeddings_schema(width)
         flat = pa.array(values.reshape(-1), type=pa.float16())

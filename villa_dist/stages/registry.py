@@ -1,0 +1,28 @@
+"""The shard stages by name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from shards.errors import VillaError
+from villa_dist.stages.base import ShardStage, StageRequest
+from villa_dist.stages.embed import EmbedStage
+from villa_dist.stages.ingest import IngestStage
+from villa_dist.stages.pairs import PairsStage
+from villa_dist.stages.regions import RegionsStage
+from villa_dist.stages.vocabulary import VocabularyStage
+
+STAGES: dict[str, Callable[[StageRequest], ShardStage]] = {
+    "ingest": IngestStage,
+    "vocabulary": VocabularyStage,
+    "regions": RegionsStage,
+    "pairs": PairsStage,
+    "embed": EmbedStage,
+}
+
+
+def make_stage(request: StageRequest) -> ShardStage:
+    """The stage a request names. Raises: VillaError naming the stages there are."""
+    if request.stage not in STAGES:
+        raise VillaError(f"there is no stage {request.stage!r}; stages: {', '.join(STAGES)}")
+    return STAGES[request.stage](request)
