@@ -17,28 +17,34 @@ from villa_dist.observe import Progress
 
 def run_cells(cells: Sequence[Config], out: str, parallel: int) -> list[dict[str, Any]]:
     """The result line of every cell, in order. Raises: VillaError naming the first cell that failed and its log."""
+    running: set[subprocess.Popen[bytes]] = set()
     with Progress("study", len(cells), "runs") as progress, ThreadPoolExecutor(parallel) as pool:
-        futures = [pool.submit(_run, cell) for cell in cells]
+        futures = [pool.submit(_run, cell, running) for cell in cells]
         try:
             for future in futures:
                 future.result()
                 progress.advance()
         except BaseException:
             pool.shutdown(cancel_futures=True, wait=False)
+            for process in list(running):
+                process.terminate()
             raise
     return [f.result() for f in futures]
 
 
-def _run(cell: Config) -> dict[str, Any]:
+def _run(cell: Config, running: set[subprocess.Popen[bytes]]) -> dict[str, Any]:
     folder = Path(cell.run)
     folder.mkdir(parents=True, exist_ok=True)
     given, log = folder / "cell.yaml", folder / "log.txt"
     given.write_text(dump(cell), encoding="utf-8")
     with open(log, "a", encoding="utf-8") as stderr:
         command = [sys.executable, "-m", "cluster", "run", str(given)]
-        ended = subprocess.run(command, stdout=subprocess.PIPE, stderr=stderr, check=False)
-    if ended.returncode:
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=stderr)
+        running.add(process)
+        stdout, _ = process.communicate()
+        running.discard(process)
+    if process.returncode:
         tail = log.read_text(encoding="utf-8").strip().splitlines()[-1:]
-        raise VillaError(f"run {cell.run} of the study failed (exit {ended.returncode}): {' '.join(tail)}; see {log}")
-    result: dict[str, Any] = json.loads(ended.stdout)
+        raise VillaError(f"run {cell.run} of the study failed (exit {process.returncode}): {' '.join(tail)}; see {log}")
+    result: dict[str, Any] = json.loads(stdout)
     return result

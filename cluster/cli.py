@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import sys
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Annotated, Any
@@ -13,6 +14,7 @@ from typing import Annotated, Any
 import typer
 
 from shards.errors import VillaError
+from shards.store import Store
 from villa_dist import __version__
 from villa_dist.config import Config, load
 from villa_dist.observe import set_up_logging
@@ -30,40 +32,49 @@ SetOption = Annotated[
 ]
 ForceOption = Annotated[bool, typer.Option("--force", help="redo stages whose config or inputs have changed")]
 
+INTERRUPTED = 130
 _RESULT = -1  # the descriptor of the real stdout
 
 
-class Interrupted(VillaError):
-    """Ctrl-C or SIGTERM. Raised in place of KeyboardInterrupt, which typer would turn into a bare exit code 1."""
-
-    exit_code = 130
+class Interrupted(BaseException):
+    """Ctrl-C or SIGTERM. Not KeyboardInterrupt, which typer turns into an exit code of its own."""
 
 
 def main() -> None:
     """The console script. Libraries that print to stdout must not spoil the result line: they get stderr."""
     global _RESULT
     _RESULT = os.dup(1)
-    os.dup2(2, 1)
+    if "--help" not in sys.argv:
+        os.dup2(2, 1)
     set_up_logging()
-    signal.signal(signal.SIGTERM, _terminate)
+    signal.signal(signal.SIGINT, _interrupt)  # also where a script started us with SIGINT ignored
+    signal.signal(signal.SIGTERM, _interrupt)
+    code = _run_app()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)  # threads of a stopped run must neither hold the exit up nor change its code
+
+
+def _run_app() -> int:
     try:
-        app(standalone_mode=False)
-    except Interrupted as error:
-        print(error, file=sys.stderr, flush=True)
-        os._exit(error.exit_code)  # threads of a stopped run must not hold the exit up
+        return int(app(standalone_mode=False) or 0)
+    except Interrupted:
+        print("interrupted: what is committed stays; the same command resumes", file=sys.stderr)
+        return INTERRUPTED
     except VillaError as error:
         print(f"error: {error}", file=sys.stderr)
-        sys.exit(error.exit_code)
-    except Exception as error:
+        return error.exit_code
+    except Exception as error:  # noqa: BLE001
         show = getattr(error, "show", None)  # a usage error of click's
         if show is None:
-            raise
+            traceback.print_exc()
+            return 1
         show()
-        sys.exit(int(getattr(error, "exit_code", 2)))
+        return int(getattr(error, "exit_code", 2))
 
 
-def _terminate(signum: int, frame: object) -> None:
-    raise KeyboardInterrupt
+def _interrupt(signum: int, frame: object) -> None:
+    raise Interrupted
 
 
 def emit(result: dict[str, Any]) -> None:
@@ -94,8 +105,6 @@ def pipeline(config: Config, force: bool) -> Iterator[Any]:
             runner = RayRunner(config.ray)
             yield Pipeline(config, runner, force=force)
             runner.close()
-    except KeyboardInterrupt:
-        raise Interrupted("interrupted: what is committed stays; the same command resumes") from None
     finally:
         del held
 
@@ -155,6 +164,9 @@ def report(config: ConfigArgument, set_: SetOption = None) -> None:
     from villa_dist.report.build import build
 
     loaded = load(config, set_)
+    saved = Store(loaded.run)
+    if saved.local and saved.exists("config.yaml"):
+        loaded = load(saved.path("config.yaml"))  # what the run was made with, whatever is asked for now
     emit({"command": "report", "run": loaded.run, "report": build(loaded)})
 
 

@@ -24,6 +24,7 @@ from villa_dist.stages.registry import make_stage
 POLL_SECONDS = 1.0
 NODE_CHECK_SECONDS = 5.0
 START_SECONDS = 300.0
+START_FAILURES = 10
 
 
 class ShardWorker:
@@ -66,6 +67,7 @@ class ActorPool:
         self._node: dict[Any, str] = {}
         self._leases: dict[Any, Lease] = {}  # process() call -> lease
         self._checked = 0.0
+        self._failed_starts = 0
 
     def run(self, request: StageRequest, shards: Sequence[str], done: Callable[[str], None]) -> None:
         """Process every shard. Raises: VillaError from a stage, or naming a shard that failed `attempts` times."""
@@ -127,7 +129,11 @@ class ActorPool:
             self._node[actor] = ray.get(call)
             self._idle.append(actor)
         except RayError as error:
-            LOG.warning("a worker did not start: %s", " ".join(str(error).split())[-300:])
+            self._failed_starts += 1
+            reason = " ".join(str(error).split())[-300:]
+            LOG.warning("a worker did not start: %s", reason)
+            if self._failed_starts > START_FAILURES:
+                raise VillaError(f"workers did not start {self._failed_starts} times, last by: {reason}") from error
 
     def _overdue(self) -> list[tuple[Lease, Exception | None]]:
         now = time.monotonic()

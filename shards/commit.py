@@ -198,11 +198,23 @@ class Attempt:
                 f"shard {self.shard}: {self.stage.store.path()} was cleared while it was worked on ({gone[0]} is gone); "
                 "nothing was committed, run the same command again"
             )
+        bound = self.stage.bound_to()
+        if bound and marker.fingerprint != bound:
+            raise StaleStageError(
+                f"shard {self.shard} was made with config {marker.fingerprint}, and {self.stage.store.path()} is bound to "
+                f"{bound} by now; nothing was committed, run the same command again"
+            )
         self._marking = True
         if not store.put_if_absent(self.shard + SUFFIX, marker.to_bytes()):
             if not store.local:
                 store.remove(self.name, recursive=True)
-            return self.stage.marker(self.shard)
+            standing = self.stage.marker(self.shard)
+            if standing.fingerprint != marker.fingerprint:
+                raise StaleStageError(
+                    f"shard {self.shard} of {self.stage.store.path()} was committed by a worker with another config; repeat "
+                    "with --force to redo it"
+                )
+            return standing
         self.stage.settle(marker)
         return marker
 
@@ -246,7 +258,10 @@ class StageFolder:
         """The fingerprint of the config that claimed this folder; empty where none has."""
         if not self.store.exists("config.json"):
             return ""
-        return fingerprint(json.loads(self.store.read("config.json")))
+        try:
+            return fingerprint(json.loads(self.store.read("config.json")))
+        except ValueError:
+            return "damaged"
 
     def shards_done(self) -> list[str]:
         return [name.removesuffix(SUFFIX) for name in self.store.list("", SUFFIX)]
@@ -319,6 +334,7 @@ class StageFolder:
 
     def clear(self) -> None:
         """Remove the stage's output. Markers go first, so that a crash midway leaves nothing that looks committed."""
+        self.store.remove("done.json")  # a model's marker
         for shard in self.shards_done():
             self.store.remove(shard + SUFFIX)
         self.store.remove("manifest.parquet")

@@ -7,6 +7,7 @@ run, and each stage is bound to the part of it that it depends on.
 from __future__ import annotations
 
 import difflib
+import os
 import re
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
@@ -121,6 +122,13 @@ class OptimConfig(Section):
     window: Positive = 65_536
 
 
+class FitConfig(OptimConfig):
+    """The mapping's training job: a higher rate and a looser clip than a VLM's."""
+
+    learning_rate: PositiveFloat = 2e-3
+    clip: PositiveFloat = 5.0
+
+
 class MappingConfig(Section):
     encoder: Literal["frozen", "end_to_end"] = "end_to_end"
     head: Literal["shared", "per_attribute"] = "shared"
@@ -130,7 +138,7 @@ class MappingConfig(Section):
     pooling: Literal["max", "logsumexp"] = "max"
     temperature: PositiveFloat = 0.07
     reference_denominator: bool = False
-    fit: OptimConfig = OptimConfig(learning_rate=2e-3, clip=5.0)
+    fit: FitConfig = FitConfig()
 
     @model_validator(mode="after")
     def _reference_needs_contrast(self) -> MappingConfig:
@@ -210,7 +218,18 @@ class StudyConfig(Section):
 
 def load(path: str | None, overrides: list[str] | None = None) -> Config:
     """The config of a YAML file with `--set` overrides. Raises: ConfigError naming file, key and remedy."""
-    return _load(Config, path, overrides or [])
+    return absolute(_load(Config, path, overrides or []))
+
+
+def absolute(config: Config) -> Config:
+    """The config with its local paths made absolute, since workers run in other folders."""
+
+    def fix(path: str | None) -> str | None:
+        return path if path is None or "://" in path else os.path.abspath(path)
+
+    data = config.data.model_copy(update={s: fix(getattr(config.data, s)) for s in ("train", "validation", "test")})
+    digits = config.digits.model_copy(update={"mnist_dir": fix(config.digits.mnist_dir)})
+    return config.model_copy(update={"run": fix(config.run), "data": data, "digits": digits})
 
 
 def load_study(path: str, overrides: list[str] | None = None) -> StudyConfig:
@@ -299,7 +318,9 @@ def _explain(error: ValidationError, place: str, overrides: list[str], kind: typ
     lines = []
     for item in error.errors():
         key = ".".join(str(part) for part in item["loc"]) or "(whole file)"
-        source = next((f"--set {o}" for o in overrides if o.split("=", 1)[0].strip() == key), place)
+        source = next(
+            (f"--set {o}" for o in overrides if f"{o.split('=', 1)[0].strip()}.".startswith(f"{key}.")), place
+        )
         if item["type"] == "extra_forbidden":
             lines.append(f"{source}: unknown key {key!r}{_nearest(key, kind)}")
         else:

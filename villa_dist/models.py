@@ -33,8 +33,11 @@ def done(folder: str) -> dict[str, Any] | None:
     store = Store(folder)
     if not store.exists(DONE):
         return None
-    marker: dict[str, Any] = json.loads(store.read(DONE))
-    return marker
+    try:
+        marker: dict[str, Any] = json.loads(store.read(DONE))
+        return marker if {"fingerprint", "sha256"} <= set(marker) else None
+    except (ValueError, TypeError):
+        return None  # damaged: the job is finished anew from its last checkpoint
 
 
 def load(folder: str) -> Saved:
@@ -46,7 +49,11 @@ def load(folder: str) -> Saved:
     data = store.read(WEIGHTS)
     if sha256(data) != marker["sha256"]:
         raise ShardError(f"{folder}/{WEIGHTS} was changed or cut after training; repeat that stage with --force")
-    return Saved(json.loads(store.read("model.json")), from_safetensors(data), marker["sha256"])
+    try:
+        description = json.loads(store.read("model.json"))
+    except ValueError as error:
+        raise ShardError(f"{folder}/model.json is damaged ({error}); repeat that stage with --force") from error
+    return Saved(description, from_safetensors(data), marker["sha256"])
 
 
 def is_sound(folder: str) -> bool:

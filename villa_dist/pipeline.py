@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from shards import manifest
@@ -53,7 +54,8 @@ class Pipeline:
         result: dict[str, Any] = {"run": self.config.run}
         for name in stages:
             result.update(getattr(self, name.replace("-", "_"))() or {})
-            self.store.put("config.yaml", dump(self.config).encode())
+            if len(stages) == len(STAGES) or not self.store.exists("config.yaml"):
+                self.store.put("config.yaml", dump(self.config).encode())
         return {**result, "seconds": round(time.monotonic() - started, 1)}
 
     def ingest(self) -> dict[str, Any]:
@@ -63,8 +65,11 @@ class Pipeline:
         for split in self.splits():
             plan = units(self.config, split)
             claim = self._ingest_claim(split, [[u.shard, u.images, u.source, u.bytes] for u in plan])
-            self._shards("ingest", "base", split, claim, [u.shard for u in plan], clears=("base", "truth"))
-            summary = self._check_budget(split, [u.shard for u in plan])
+            shards = [u.shard for u in plan]
+            also = ("truth", "base") if self.config.data.source == "docmnist" else ("base",)
+            check = partial(self._check_budget, split, shards)
+            self._shards("ingest", "base", split, claim, shards, clears=("base", "truth"), also=also, check=check)
+            summary = check()
             images[split], warnings = summary.out, warnings + summary.warnings
             for reason, count in summary.refused.items():
                 refused[reason] = refused.get(reason, 0) + count
@@ -108,7 +113,8 @@ class Pipeline:
                 )
             params = {"model": model_folder(self.config, "one_to_one") if frozen else ""}
             clears = ("regions", "embeddings")
-            self._shards("regions", "regions", split, claim, self._base(split).shards, params, clears=clears)
+            also = ("embeddings", "regions") if frozen else ("regions",)
+            self._shards("regions", "regions", split, claim, self._base(split).shards, params, clears=clears, also=also)
 
     def fit_mapping(self) -> None:
         mapping = self._section("mapping")
@@ -118,6 +124,7 @@ class Pipeline:
             "model": self._section("model"),
             "one_to_one": models.load(model_folder(self.config, "one_to_one")).sha256,
             "regions": manifest.read(StageFolder(self._dataset("train"), "regions")).digest,
+            "base": self._base("train").digest,
             "vocabulary": self._vocabulary().fingerprint,
         }
         self._train("mapping", claim)
@@ -128,6 +135,7 @@ class Pipeline:
                 "pairs": self._section("pairs"),
                 "mapping": models.load(model_folder(self.config, "mapping")).sha256,
                 "regions": manifest.read(StageFolder(self._dataset(split), "regions")).digest,
+                "base": self._base(split).digest,
             }
             params = {"model": model_folder(self.config, "mapping")}
             self._shards("pairs", "pairs", split, claim, self._base(split).shards, params)
@@ -195,27 +203,51 @@ class Pipeline:
         shards: Sequence[str],
         params: Mapping[str, Any] | None = None,
         clears: Sequence[str] = (),
+        also: Sequence[str] = (),
+        check: Callable[[], object] = bool,
     ) -> Manifest:
-        """Do what is missing of one stage on one split, and write its manifest."""
+        """Do what is missing of one stage on one split, and write its manifest.
+
+        clears: folders that --force empties. also: folders the stage writes, its own among them. check: called when all
+        shards are committed, before the manifest says so.
+        """
         output = StageFolder(self._dataset(split), folder)
         name = f"{stage} {split}" if stage != "embed" else f"{folder} {split}"
-        bound = self._claim(output, {"format": FORMAT, **claim}, clears or (folder,))
-        output.settle_all()
-        done = self._sound(output, output.shards_done())
+        claimed = also or (folder,)
+        bound = self._claim(output, {"format": FORMAT, **claim}, clears or (folder,), claimed)
+        folders = [StageFolder(output.dataset_url, f) for f in (*claimed, *(set(clears) - set(claimed)))]
+        for each in folders:
+            each.settle_all()
+        done = set.intersection(*(self._sound(each, each.shards_done(), bound) for each in folders[: len(claimed)]))
         missing = [s for s in shards if s not in done]
-        if not missing and manifest.exists(output):
+        if not missing and (whole := self._manifest(output)):
             LOG.info("%s: complete, %d shards", name, len(shards))
-            return manifest.read(output)
+            return whole
         request = StageRequest(stage, folder, split, self.config, bound, dict(params or {}))
         with Progress(name, len(shards), "shards", len(shards) - len(missing)) as progress:
             self.runner.shards(request, missing, lambda shard: progress.advance())
+        for each in folders:
+            each.settle_all()
+        check()
         return manifest.write(output, shards)
 
-    def _sound(self, output: StageFolder, shards: Sequence[str]) -> set[str]:
-        """Committed shards whose files are as committed. With --force the others are redone, else they are an error."""
+    def _manifest(self, output: StageFolder) -> Manifest | None:
+        """A stage's manifest; None where there is none or it is damaged, since markers can make it anew."""
+        try:
+            return manifest.read(output) if manifest.exists(output) else None
+        except ShardError:
+            return None
+
+    def _sound(self, output: StageFolder, shards: Sequence[str], bound: str) -> set[str]:
+        """Committed shards whose files are as committed. With --force the others are redone, else they are an error.
+
+        bound: the config's fingerprint, which every marker must have.
+        """
         sound = set()
         for shard in shards:
             trouble = output.damaged(shard, content=self.force)
+            if not trouble and output.marker(shard).fingerprint != bound:
+                trouble = f"shard {shard} of {output.store.path()} was committed under another config"
             if not trouble:
                 sound.add(shard)
             elif not self.force:
@@ -235,9 +267,16 @@ class Pipeline:
         output = StageFolder(f"{self.config.run}/models", job)
         full = {"format": FORMAT, "seed": self.config.seed, "steps": optim, **claim}
         full["data"] = {"max_pixels": self.config.data.max_pixels}
-        request = TrainRequest(job, self.config, self._claim(output, full, (job,)), pairs)
-        if self.force and models.done(folder) and not models.is_sound(folder):
-            LOG.warning("--force: training %s again, its weights are damaged", job)
+        bound = self._claim(output, full, (job,), (job,))
+        request = TrainRequest(job, self.config, bound, pairs)
+        done = models.done(folder)
+        if done and done["fingerprint"] != bound and not self.force:
+            raise StaleStageError(
+                f"{folder} holds weights of another config ({done['fingerprint']}, now {bound}), left by a run that was cut "
+                "off while it was cleared; repeat with --force to train again"
+            )
+        if done and self.force and (done["fingerprint"] != bound or not models.is_sound(folder)):
+            LOG.warning("--force: training %s again", job)
             output.clear()
             output.claim(full)
         if models.done(folder):
@@ -248,16 +287,19 @@ class Pipeline:
         if not models.done(folder):
             raise ShardError(f"training {job} ended without its marker {folder}/done.json; run the same command again")
 
-    def _claim(self, output: StageFolder, claim: Mapping[str, Any], clears: Sequence[str]) -> str:
+    def _claim(
+        self, output: StageFolder, claim: Mapping[str, Any], clears: Sequence[str], claimed: Sequence[str]
+    ) -> str:
+        folders = [StageFolder(output.dataset_url, name) for name in claimed]
         try:
-            return output.claim(claim)
+            return [each.claim(claim) for each in folders][-1]
         except StaleStageError:
             if not self.force:
                 raise
         for folder in clears:
             LOG.warning("--force: redoing %s/%s", output.dataset_url, folder)
             StageFolder(output.dataset_url, folder).clear()
-        return output.claim(claim)
+        return [each.claim(claim) for each in folders][-1]
 
     def _ingest_claim(self, split: str, plan: list[list[Any]]) -> dict[str, Any]:
         if self.config.data.source == "shards":

@@ -5,14 +5,19 @@ Both run the same stage objects and the same training function, so their output 
 
 from __future__ import annotations
 
+import ctypes
 import multiprocessing
 import os
+import signal
 import socket
+import sys
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 from torch.multiprocessing.spawn import ProcessExitedException, ProcessRaisedException, start_processes
 
+from shards.errors import VillaError
+from villa_dist.observe import set_up_logging
 from villa_dist.stages.base import StageRequest
 from villa_dist.stages.registry import make_stage
 from villa_dist.train.jobs import TrainRequest, run_request
@@ -51,7 +56,10 @@ class LocalRunner:
             while not context.join(timeout=1.0):
                 pass
         except ProcessExitedException as error:
-            raise RuntimeError(f"training {request.job}: {error}; run the same command again to resume") from error
+            raise VillaError(
+                f"a rank of training {request.job} died ({error}; out of memory, or killed); give it more memory or a "
+                "smaller batch_images if that was it, and run the same command again: it resumes"
+            ) from error
         except ProcessRaisedException as error:
             if not failed.empty():
                 raise failed.get()[1] from None
@@ -66,12 +74,24 @@ class LocalRunner:
 
 
 def _rank_main(rank: int, world: int, port: int, request: TrainRequest, failed: Any) -> None:
+    die_with_parent()
+    set_up_logging()
     set_rank_environment(rank, world, "127.0.0.1", port)
     try:
         run_request(request)
     except BaseException as error:
         failed.put((rank, error))
         raise
+
+
+def die_with_parent() -> None:
+    """On Linux: SIGKILL this process when its parent ends, however that ends, so that no rank trains on unattended."""
+    if sys.platform != "linux":
+        return
+    pr_set_pdeathsig = 1
+    ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
+    if os.getppid() == 1:
+        os._exit(1)  # the parent was gone before
 
 
 def set_rank_environment(rank: int, world: int, host: str, port: int) -> None:

@@ -28,7 +28,9 @@ def villa(
 ) -> subprocess.CompletedProcess[str]:
     """The `villa` command in a process of its own."""
     command = [sys.executable, "-m", "cluster", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=timeout, env={**os.environ, **(env or {})})
+    root = str(Path(__file__).parents[2])
+    given = {**os.environ, "PYTHONPATH": root, **(env or {})}
+    return subprocess.run(command, capture_output=True, text=True, timeout=timeout, env=given)
 
 
 def sets(*overrides: str) -> list[str]:

@@ -274,3 +274,52 @@ def test_no_space_left_is_named_and_the_same_command_resumes(tmp_path: Path) -> 
         assert contents(disk / "run") == contents(tmp_path / "other")
     finally:
         subprocess.run(["umount", str(disk)], check=False)
+
+
+def test_damaged_models_and_manifests_are_mended_by_what_the_message_says(tmp_path: Path) -> None:
+    config, overrides = config_file(tmp_path), sets(f"run={tmp_path}/run", *TINY)
+    stages = ("ingest", "vocabulary", "pretrain")
+    for stage in stages:
+        result_line(villa(stage, config, *overrides))
+    model = tmp_path / "run/models/one_to_one"
+    before = contents(tmp_path / "run")
+    (tmp_path / "run/train/base/manifest.parquet").write_bytes(b"")
+    result_line(villa("ingest", config, *overrides))  # derived, so made anew
+    (model / "model.safetensors").write_bytes(b"cut")
+    refused = villa("regions", config, *overrides, "--set", "mapping.encoder=frozen")
+    assert refused.returncode == 2 and "--force" in refused.stderr and "Traceback" not in refused.stderr
+    result_line(villa("pretrain", config, *overrides, "--force"))
+    (model / "done.json").write_bytes(b"")
+    result_line(villa("pretrain", config, *overrides))
+    (tmp_path / "run/train/base/config.json").write_bytes(b"{")
+    refused = villa("ingest", config, *overrides)
+    assert refused.returncode == 2 and "--force" in refused.stderr
+    result_line(villa("ingest", config, *overrides, "--force"))
+    assert contents(tmp_path / "run") == before
+
+
+def test_a_model_left_by_a_cut_off_clear_is_not_adopted(tmp_path: Path) -> None:
+    config, overrides = config_file(tmp_path), sets(f"run={tmp_path}/run", *TINY)
+    for stage in ("ingest", "vocabulary", "pretrain"):
+        result_line(villa(stage, config, *overrides))
+    (tmp_path / "run/models/one_to_one/config.json").unlink()
+    refused = villa("pretrain", config, *overrides, "--set", "pretrain.steps=8")
+    assert refused.returncode == 2 and "weights of another config" in refused.stderr
+
+
+def test_a_vocabulary_that_few_texts_mention(tmp_path: Path) -> None:
+    """Batches in which no text mentions any attribute train on, rather than end in NaN."""
+    rare = "vocabulary.attributes=[{phrase: unicorn}, {phrase: red}]"
+    write_tar(
+        tmp_path / "data/a.tar",
+        [m for i in range(40) for m in ((f"s{i}.png", png(i)), (f"s{i}.txt", b"red" if i == 0 else b"plain"))],
+    )
+    overrides = sets(f"run={tmp_path}/run", *TINY, *GRID, rare, "data.source=shards", f"data.train={tmp_path}/data")
+    small = [part for job in ("pretrain", "train", "mapping.fit") for part in ("--set", f"{job}.batch_images=4")]
+    result_line(villa("run", config_file(tmp_path), *overrides, *small))
+
+
+def test_exit_codes_of_commands_that_typer_ends(tmp_path: Path) -> None:
+    helped = villa("--help")
+    assert helped.returncode == 0 and "quickstart" in helped.stdout
+    assert villa("run").returncode == 2

@@ -62,9 +62,11 @@ def test_changed_config_is_refused_and_named_then_forced(finished: tuple[Path, d
     assert {k for k in kept if "/base/" in k} <= set(redone)
 
 
-def test_ray_gives_the_same_bytes(finished: tuple[Path, dict], tmp_path: Path) -> None:
+def test_ray_gives_the_same_bytes(finished: tuple[Path, dict], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a relative run folder, as the quickstart has: workers run elsewhere."""
+    monkeypatch.chdir(tmp_path)
     overrides = [o for o in TINY if o != "runner=local"]
-    on_ray = result_line(villa("run", config_file(tmp_path), *sets(f"run={tmp_path}/run", *overrides)))
+    on_ray = result_line(villa("run", config_file(tmp_path), *sets("run=run", *overrides)))
     assert on_ray["metrics"] == finished[1]["metrics"]
     assert contents(tmp_path / "run") == contents(finished[0])
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -265,3 +266,15 @@ def test_the_resolved_config_is_a_config(tmp_path: Path) -> None:
 def test_a_config_cannot_be_changed() -> None:
     with pytest.raises(ValueError, match="frozen"):
         Config().train.steps = 5  # type: ignore[misc]
+
+
+def test_one_override_changes_one_key() -> None:
+    """A section inside a section keeps its other defaults."""
+    plain, changed = load(None, []).mapping.fit, load(None, ["mapping.fit.steps=7"]).mapping.fit
+    assert changed == plain.model_copy(update={"steps": 7})
+
+
+def test_local_paths_become_absolute_and_urls_stay() -> None:
+    config = load(None, ["run=runs/x", "data.train=s3://bucket/train", "data.source=shards", "digits.mnist_dir=m"])
+    assert config.run == os.path.abspath("runs/x") and config.digits.mnist_dir == os.path.abspath("m")
+    assert config.data.train == "s3://bucket/train"

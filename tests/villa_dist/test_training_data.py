@@ -16,8 +16,9 @@ from villa_dist.data.loader import Batches, PairBatch
 from villa_dist.data.samples import Samples
 from villa_dist.data.transforms import shift, stack
 from villa_dist.encoders.text import tokenize_words, word_bucket
-from villa_dist.stages.base import StageRequest, make_stage
+from villa_dist.stages.base import StageRequest
 from villa_dist.stages.ingest import conservation, units
+from villa_dist.stages.registry import make_stage
 
 IMAGES = 20
 

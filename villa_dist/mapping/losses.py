@@ -74,7 +74,9 @@ def mapping_loss(
     mentioned_IA: Bool[Tensor, "I A"],
     share_A: Float[Tensor, " A"],
 ) -> Float[Tensor, ""]:
-    """The loss a config names."""
+    """The loss a config names; zero for a global batch whose texts mention no attribute."""
+    if mentioned_IA.shape[1] == 0:
+        return (cosine_RA.sum() + logit_RA.sum()) * 0.0
     if config.loss == "contrastive":
         score_RA = cosine_RA / config.temperature
         images = mentioned_IA.shape[0]

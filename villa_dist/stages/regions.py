@@ -14,7 +14,6 @@ from PIL import Image
 from shards import sidecar
 from shards.commit import Marker, StageFolder
 from shards.decode import image_member, sample_text
-from shards.digest import fingerprint
 from shards.errors import ShardError
 from shards.reader import BaseShard, read_sidecar
 from shards.store import Store
@@ -114,7 +113,7 @@ class RegionsStage:
                 "embeddings",
                 self.request.split,
                 self.config,
-                fingerprint([self.request.fingerprint, "embeddings"]),
+                self.request.fingerprint,
             )
             commit_sidecar(request, attempt, shard, keys=base.keys, input_digest=digest, timers=timers)
 
