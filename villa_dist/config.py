@@ -225,7 +225,7 @@ def absolute(config: Config) -> Config:
     """The config with its local paths made absolute, since workers run in other folders."""
 
     def fix(path: str | None) -> str | None:
-        return path if path is None or "://" in path else os.path.abspath(path)
+        return os.path.abspath(path) if path and "://" not in path else path
 
     data = config.data.model_copy(update={s: fix(getattr(config.data, s)) for s in ("train", "validation", "test")})
     digits = config.digits.model_copy(update={"mnist_dir": fix(config.digits.mnist_dir)})

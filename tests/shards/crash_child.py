@@ -21,6 +21,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from shards.commit import HashingFile, Marker, Output, StageFolder
+from shards.digest import fingerprint
 
 SHARDS = ("000000", "000001")
 CONFIG = {"epsilon": 0.2}
@@ -37,7 +38,7 @@ def expected() -> dict[str, bytes]:
 
 
 def marker(shard: str, outputs: tuple[Output, ...]) -> Marker:
-    return Marker(shard, "base", "f", "in", 1, "0", outputs, 1)
+    return Marker(shard, "base", fingerprint(CONFIG), "in", 1, "0", outputs, 1)
 
 
 def work(root: str) -> None:

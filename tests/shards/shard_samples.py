@@ -104,7 +104,7 @@ def commit_base(stage: StageFolder, shard: str, samples: Samples) -> Marker:
 def commit_file(stage: StageFolder, shard: str, data: bytes, suffix: str = ".bin") -> Marker:
     with stage.attempt(shard) as attempt:
         attempt.write(f"{shard}{suffix}", data)
-        return attempt.commit(lambda outputs: marker(shard, outputs))
+        return attempt.commit(lambda outputs: marker(shard, outputs, bound=stage.bound_to() or "f"))
 
 
 def files_below(folder: Path) -> list[str]:

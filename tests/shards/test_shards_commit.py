@@ -306,3 +306,11 @@ def test_markers_are_json_that_people_read(stage: StageFolder) -> None:
     found = json.loads((folder(stage) / "000000.done.json").read_text())
     assert found["shard"] == "000000"
     assert found["outputs"][0]["sha256"] == hashlib.sha256(DATA).hexdigest()
+
+
+def test_a_late_worker_of_another_config_commits_nothing(stage: StageFolder) -> None:
+    stage.claim({"a": 2})
+    with pytest.raises(StaleStageError, match="000000"), stage.attempt("000000") as attempt:
+        attempt.write("000000.bin", DATA)
+        attempt.commit(lambda outputs: marker("000000", outputs, bound="an earlier config"))
+    assert stage.shards_done() == []

@@ -9,7 +9,7 @@ from shard_samples import PLAIN, Samples, commit_base, marker
 
 from shards import manifest
 from shards.commit import StageFolder
-from shards.digest import keys_digest
+from shards.digest import fingerprint, keys_digest
 from shards.errors import ShardError, StaleStageError
 
 
@@ -55,11 +55,12 @@ def test_an_uncommitted_shard_cannot_be_listed(tmp_path: Path) -> None:
 def test_a_marker_of_another_config_is_never_mixed_in(tmp_path: Path) -> None:
     """Such as one that a late worker of an earlier config has committed after --force."""
     stage = StageFolder(str(tmp_path), "base")
-    bound = stage.claim({"epsilon": 0.2})
+    bound = fingerprint({"epsilon": 0.2})
     for shard, made_with in (("000000", bound), ("000001", "another")):
         with stage.attempt(shard) as attempt:
             attempt.write(f"{shard}.bin", b"x")
             attempt.commit(lambda outputs, s=shard, f=made_with: marker(s, outputs, bound=f))  # type: ignore[misc]
+    assert stage.claim({"epsilon": 0.2}) == bound
     with pytest.raises(StaleStageError, match="000001"):
         manifest.write(stage, ["000000", "000001"])
     assert not manifest.exists(stage)

@@ -11,7 +11,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from villa_dist.config import Config, ConfigError, dump, key_names, load
+from villa_dist.config import Config, ConfigError, absolute, dump, key_names, load
 
 
 @pytest.fixture
@@ -45,16 +45,16 @@ def test_every_key_is_named() -> None:
 
 
 def test_nothing_given_is_the_defaults(write) -> None:
-    assert load(None) == Config()
+    assert load(None) == absolute(Config())
     for text in ("", "# only a comment\n", "---\n", "{}"):
-        assert load(write(text)) == Config()
+        assert load(write(text)) == absolute(Config())
 
 
 def test_a_file_overrides_defaults_and_set_overrides_the_file(write) -> None:
     path = write("run: runs/mine\ntrain: {steps: 7, batch_images: 8}\n")
     config = load(path, ["train.steps=9", "mapping.fit.clip=0.5"])
     assert (config.run, config.train.steps, config.train.batch_images, config.mapping.fit.clip) == (
-        "runs/mine",
+        os.path.abspath("runs/mine"),
         9,
         8,
         0.5,
