@@ -24,7 +24,7 @@ TINY = [
 
 
 def villa(
-    *arguments: str, timeout: float = 280.0, env: dict[str, str] | None = None
+    *arguments: str, timeout: float = 600.0, env: dict[str, str] | None = None
 ) -> subprocess.CompletedProcess[str]:
     """The `villa` command in a process of its own."""
     command = [sys.executable, "-m", "cluster", *arguments]
