@@ -67,9 +67,9 @@ class Pipeline:
             claim = self._ingest_claim(split, [[u.shard, u.images, u.source, u.bytes] for u in plan])
             shards = [u.shard for u in plan]
             also = ("truth", "base") if self.config.data.source == "docmnist" else ("base",)
-            check = partial(self._check_budget, split, shards)
+            check = partial(self._check_budget, split, shards, quiet=True)
             self._shards("ingest", "base", split, claim, shards, clears=("base", "truth"), also=also, check=check)
-            summary = check()
+            summary = self._check_budget(split, shards)
             images[split], warnings = summary.out, warnings + summary.warnings
             for reason, count in summary.refused.items():
                 refused[reason] = refused.get(reason, 0) + count
@@ -315,20 +315,20 @@ class Pipeline:
     def _limits(self) -> dict[str, Any]:
         return {"max_pixels": self.config.data.max_pixels}
 
-    def _check_budget(self, split: str, shards: Sequence[str]) -> IngestSummary:
-        """Prove conservation, then hold refusals against the budget."""
+    def _check_budget(self, split: str, shards: Sequence[str], *, quiet: bool = False) -> IngestSummary:
+        """Prove conservation, then hold refusals against the budget. quiet: leave the warnings to a later call."""
         output, summary = StageFolder(self._dataset(split), "base"), IngestSummary()
         markers = [output.marker(s) for s in shards]
         for marker in markers:
             summary.add(marker)
         if not conservation(iter(markers)).holds():
             raise ShardError(f"{output.store.path()}: samples in and out do not balance; redo the stage with --force")
-        for line in summary.warnings:
+        for line in [] if quiet else summary.warnings:
             LOG.warning("%s", line)
         refused = sum(summary.refused.values())
         counted = ", ".join(f"{count} x {reason}" for reason, count in sorted(summary.refused.items()))
         where = f"see {output.store.path('quarantine')}"
-        if refused:
+        if refused and not quiet:
             LOG.warning("ingest %s: %d of %d samples refused (%s); %s", split, refused, summary.came_in, counted, where)
         if summary.out == 0:
             raise BudgetError(
