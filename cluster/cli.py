@@ -117,7 +117,7 @@ def _run(config: Config, stages: tuple[str, ...], force: bool, command: str) -> 
 @app.command()
 def run(config: ConfigArgument, set_: SetOption = None, force: ForceOption = False) -> None:
     """Run all stages of a config, resuming what is committed."""
-    from villa_dist.pipeline import STAGES
+    from villa_dist.claims import STAGES
 
     emit(_run(load(config, set_), STAGES, force, "run"))
 
@@ -129,7 +129,7 @@ def quickstart(
     force: ForceOption = False,
 ) -> None:
     """The whole pipeline on DocMNIST made from real handwritten digits; minutes on two cores; ends with a report."""
-    from villa_dist.pipeline import STAGES
+    from villa_dist.claims import STAGES
     from villa_dist.summary import table
 
     result = _run(load(config, set_), STAGES, force, "quickstart")

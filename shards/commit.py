@@ -236,15 +236,9 @@ class StageFolder:
         mine = fingerprint(config)
         if self.store.put_if_absent("config.json", text.encode() + b"\n"):
             return mine
-        place = self.store.path("config.json")
-        try:
-            theirs = json.loads(self.store.read("config.json"))
-        except ValueError:
-            theirs = None
-        if not isinstance(theirs, dict):
-            raise StaleStageError(
-                f"{place} is damaged, so what this stage was made with is unknown; repeat with --force to redo it"
-            )
+        theirs = self.claimed()
+        if theirs is None:  # cleared by another just now
+            raise StaleStageError(f"{self.store.path()} was cleared while it was claimed; run the same command again")
         if fingerprint(theirs) == mine:
             return mine
         lines = "\n".join(f"  {line}" for line in difference(theirs, config))
@@ -254,14 +248,28 @@ class StageFolder:
             "and all that follow from it."
         )
 
+    def claimed(self) -> dict[str, Any] | None:
+        """The config that claimed this folder; None where none has. Raises: StaleStageError when it is damaged."""
+        if not self.store.exists("config.json"):
+            return None
+        try:
+            config = json.loads(self.store.read("config.json"))
+        except ValueError:
+            config = None
+        if not isinstance(config, dict):
+            raise StaleStageError(
+                f"{self.store.path('config.json')} is damaged, so what this stage was made with is unknown; repeat with "
+                "--force to redo it"
+            )
+        return config
+
     def bound_to(self) -> str:
         """The fingerprint of the config that claimed this folder; empty where none has."""
-        if not self.store.exists("config.json"):
-            return ""
         try:
-            return fingerprint(json.loads(self.store.read("config.json")))
-        except ValueError:
+            config = self.claimed()
+        except StaleStageError:
             return "damaged"
+        return "" if config is None else fingerprint(config)
 
     def shards_done(self) -> list[str]:
         return [name.removesuffix(SUFFIX) for name in self.store.list("", SUFFIX)]

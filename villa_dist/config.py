@@ -7,6 +7,7 @@ run, and each stage is bound to the part of it that it depends on.
 from __future__ import annotations
 
 import difflib
+import math
 import os
 import re
 from pathlib import Path
@@ -105,9 +106,10 @@ class RegionsConfig(Section):
 
 
 class OptimConfig(Section):
-    """One training job. `workers` ranks share the global batch."""
+    """One training job, of so many `steps` or, where given, `epochs`. `workers` ranks share the global batch."""
 
-    steps: Positive = 400
+    steps: Positive | None = 400
+    epochs: PositiveFloat | None = None
     batch_images: Positive = 64
     learning_rate: PositiveFloat = 1e-3
     weight_decay: Annotated[float, Field(ge=0)] = 0.05
@@ -120,6 +122,28 @@ class OptimConfig(Section):
     workers: Positive = 2
     threads: Positive = 1
     window: Positive = 65_536
+
+    @model_validator(mode="before")
+    @classmethod
+    def _epochs_replace_steps(cls, values: Any) -> Any:
+        if not isinstance(values, dict) or values.get("epochs") is None:
+            return values
+        if values.get("steps") is not None:
+            raise ValueError("give steps or epochs, not both; set the other to null")
+        return {**values, "steps": None}
+
+    @model_validator(mode="after")
+    def _some_length(self) -> OptimConfig:
+        if self.steps is None and self.epochs is None:
+            raise ValueError("give steps or epochs")
+        return self
+
+    def steps_over(self, samples: int) -> int:
+        """Steps of the job over a data set of `samples` images."""
+        if self.steps is not None:
+            return self.steps
+        assert self.epochs is not None
+        return max(1, math.ceil(self.epochs * samples / self.batch_images))
 
 
 class FitConfig(OptimConfig):

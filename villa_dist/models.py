@@ -15,7 +15,7 @@ from shards.errors import ShardError
 from shards.store import Store
 from villa_dist.config import ImageTowerConfig, MappingConfig, ModelConfig
 from villa_dist.mapping.model import MappingModel
-from villa_dist.train.names import DONE, WEIGHTS
+from villa_dist.names import DONE, WEIGHTS
 from villa_dist.vlm.model import RegionVLM
 
 

@@ -14,13 +14,12 @@ from typing import Any
 
 from shards import manifest
 from shards.commit import SUFFIX, StageFolder
-from shards.digest import fingerprint
 from shards.errors import BudgetError, ShardError, StaleStageError, VillaError
 from shards.manifest import Manifest
 from shards.store import Store
-from villa_dist import models
+from villa_dist import claims, models
 from villa_dist.attributes import vocabulary
-from villa_dist.attributes.vocabulary import Vocabulary
+from villa_dist.claims import STAGES, Claim
 from villa_dist.config import Config, dump
 from villa_dist.docmnist import words as docmnist_words
 from villa_dist.evaluate import assemble
@@ -31,9 +30,6 @@ from villa_dist.stages.base import StageRequest
 from villa_dist.stages.ingest import IngestSummary, conservation, units
 from villa_dist.train.jobs import TrainRequest, model_folder
 from villa_dist.train.progress import watch
-
-FORMAT = 1  # raised when the same config would give other bytes
-STAGES = ("ingest", "vocabulary", "pretrain", "regions", "fit-mapping", "pairs", "train", "evaluate", "report")
 
 
 class Pipeline:
@@ -50,6 +46,8 @@ class Pipeline:
         for name in stages:
             if name not in STAGES:
                 raise VillaError(f"there is no stage {name!r}; stages in order: {', '.join(STAGES)}")
+        for name in stages[:1]:  # those that follow in one run are checked by their own inputs
+            claims.check_upstream(self.config, name)
         started = time.monotonic()
         result: dict[str, Any] = {"run": self.config.run}
         for name in stages:
@@ -62,29 +60,26 @@ class Pipeline:
         images: dict[str, int] = {}
         refused: dict[str, int] = {}
         warnings: list[str] = []
-        for split in self.splits():
+        for split in claims.splits(self.config):
             plan = units(self.config, split)
-            claim = self._ingest_claim(split, [[u.shard, u.images, u.source, u.bytes] for u in plan])
             shards = [u.shard for u in plan]
-            also = ("truth", "base") if self.config.data.source == "docmnist" else ("base",)
             check = partial(self._check_budget, split, shards, quiet=True)
-            self._shards("ingest", "base", split, claim, shards, clears=("base", "truth"), also=also, check=check)
+            self._shards("ingest", split, claims.ingest(self.config, split, plan), shards, check=check)
             summary = self._check_budget(split, shards)
             images[split], warnings = summary.out, warnings + summary.warnings
             for reason, count in summary.refused.items():
                 refused[reason] = refused.get(reason, 0) + count
             if self.config.data.source == "docmnist":
-                manifest.write(StageFolder(self._dataset(split), "truth"), [u.shard for u in plan])
+                manifest.write(StageFolder(claims.dataset(self.config, split), "truth"), shards)
         return {"images": images, "quarantined": refused, "warnings": warnings}
 
     def vocabulary(self) -> dict[str, Any]:
-        phrases = vocabulary_stage.phrases(self.config.vocabulary)
-        claim = {"phrases": fingerprint(phrases), "base": self._base("train").digest}
-        self._shards("vocabulary", "vocabulary", "train", claim, self._base("train").shards)
-        counts = vocabulary_stage.merged_counts(
-            StageFolder(self._dataset("train"), "vocabulary"), self._base("train").shards
-        )
+        shards = self._base("train").shards
+        self._shards("vocabulary", "train", claims.phrases(self.config), shards)
+        counted = StageFolder(claims.dataset(self.config, "train"), "vocabulary")
+        counts = vocabulary_stage.merged_counts(counted, shards)
         docmnist = self.config.data.source == "docmnist"
+        phrases = vocabulary_stage.phrases(self.config.vocabulary)
         built = vocabulary.build(phrases, counts, 0 if docmnist else self.config.vocabulary.min_count)
         if docmnist and built.phrases != docmnist_words.ATTRIBUTES:
             raise VillaError(
@@ -95,67 +90,36 @@ class Pipeline:
         return {"attributes": len(built)}
 
     def pretrain(self) -> None:
-        self._train("one_to_one", {"model": self._section("model"), "base": self._base("train").digest})
+        self._train("one_to_one")
 
     def regions(self) -> None:
-        frozen = self.config.mapping.encoder == "frozen"
-        for split in self.splits():
-            claim = {
-                "regions": self._section("regions"),
-                "vocabulary": self._vocabulary().fingerprint,
-                "base": self._base(split).digest,
-                "embeddings": models.load(model_folder(self.config, "one_to_one")).sha256 if frozen else "none kept",
-            }
+        params = {"model": model_folder(self.config, "one_to_one") if self.config.mapping.encoder == "frozen" else ""}
+        for split in claims.splits(self.config):
+            claim = claims.regions(self.config, split)
             if self.config.regions.proposals == "annotations" and not self._has_truth(split):
                 raise VillaError(
-                    f"regions.proposals: annotations needs known boxes, and {self._dataset(split)} has no truth sidecar; "
-                    "set regions.proposals=grid"
+                    f"regions.proposals: annotations needs known boxes, and {claims.dataset(self.config, split)} has no "
+                    "truth sidecar; set regions.proposals=grid"
                 )
-            params = {"model": model_folder(self.config, "one_to_one") if frozen else ""}
-            clears = ("regions", "embeddings")
-            also = ("embeddings", "regions") if frozen else ("regions",)
-            self._shards("regions", "regions", split, claim, self._base(split).shards, params, clears=clears, also=also)
+            self._shards("regions", split, claim, self._base(split).shards, params)
 
     def fit_mapping(self) -> None:
-        mapping = self._section("mapping")
-        mapping.pop("fit")
-        claim = {
-            "mapping": mapping,
-            "model": self._section("model"),
-            "one_to_one": models.load(model_folder(self.config, "one_to_one")).sha256,
-            "regions": manifest.read(StageFolder(self._dataset("train"), "regions")).digest,
-            "base": self._base("train").digest,
-            "vocabulary": self._vocabulary().fingerprint,
-        }
-        self._train("mapping", claim)
+        self._train("mapping")
 
     def pairs(self) -> None:
-        for split in self.splits():
-            claim = {
-                "pairs": self._section("pairs"),
-                "mapping": models.load(model_folder(self.config, "mapping")).sha256,
-                "regions": manifest.read(StageFolder(self._dataset(split), "regions")).digest,
-                "base": self._base(split).digest,
-            }
-            params = {"model": model_folder(self.config, "mapping")}
-            self._shards("pairs", "pairs", split, claim, self._base(split).shards, params)
+        params = {"model": model_folder(self.config, "mapping")}
+        for split in claims.splits(self.config):
+            self._shards("pairs", split, claims.pairs(self.config, split), self._base(split).shards, params)
 
     def train(self) -> None:
-        for job in self.jobs()[1:]:
-            pairs = "truth" if job == "ground_truth" else "pairs"
-            claim = {
-                "model": self._section("model"),
-                "base": self._base("train").digest,
-                pairs: manifest.read(StageFolder(self._dataset("train"), pairs)).digest,
-                "vocabulary": self._vocabulary().fingerprint,
-            }
-            self._train(job, claim, pairs)
+        for job in claims.jobs(self.config)[1:]:
+            self._train(job)
 
     def evaluate(self) -> dict[str, Any]:
         measured: dict[str, Any] = {}
-        for split in self.splits()[1:]:
+        for split in claims.splits(self.config)[1:]:
             if not self._has_truth(split):
-                LOG.warning("%s has no known pairs, so nothing is measured on it", self._dataset(split))
+                LOG.warning("%s has no known pairs, so nothing is measured on it", claims.dataset(self.config, split))
                 continue
             measured[split] = self._measure(split)
         if not measured:
@@ -174,22 +138,11 @@ class Pipeline:
 
     # ---- what the stages share
 
-    def splits(self) -> list[str]:
-        """train, then the splits that are evaluated and have data."""
-        given = self.config.data.source == "docmnist"
-        return ["train"] + [s for s in self.config.evaluate.splits if given or getattr(self.config.data, s)]
-
-    def jobs(self) -> list[str]:
-        """VLMs of this run: the one-to-one baseline, ViLLA, and the one on true pairs where they are known."""
-        truth = self.config.evaluate.ground_truth and self.config.data.source == "docmnist"
-        return ["one_to_one", "villa"] + (["ground_truth"] if truth else [])
-
     def _measure(self, split: str) -> dict[str, Any]:
         measured: dict[str, Any] = {}
-        for job in self.jobs():
-            folder = model_folder(self.config, job)
-            claim = {"model": models.load(folder).sha256, "base": self._base(split).digest}
-            self._shards("embed", f"evaluate-{job}", split, claim, self._base(split).shards, {"model": folder})
+        for job in claims.jobs(self.config):
+            params = {"model": model_folder(self.config, job)}
+            self._shards("embed", split, claims.embed(self.config, split, job), self._base(split).shards, params)
             measured[job] = assemble.retrieval(self.config, split, job)
         measured["mapping"] = assemble.mapping(self.config, split)
         return measured
@@ -197,36 +150,31 @@ class Pipeline:
     def _shards(
         self,
         stage: str,
-        folder: str,
         split: str,
-        claim: Mapping[str, Any],
+        claim: Claim,
         shards: Sequence[str],
         params: Mapping[str, Any] | None = None,
-        clears: Sequence[str] = (),
-        also: Sequence[str] = (),
         check: Callable[[], object] = bool,
     ) -> Manifest:
-        """Do what is missing of one stage on one split, and write its manifest.
+        """Do what is missing of one stage on one split, and write the manifest of the claim's last folder.
 
-        clears: folders that --force empties. also: folders the stage writes, its own among them. check: called when all
-        shards are committed, before the manifest says so.
+        check: called when all shards are committed, before the manifest says so.
         """
-        output = StageFolder(self._dataset(split), folder)
-        name = f"{stage} {split}" if stage != "embed" else f"{folder} {split}"
-        claimed = also or (folder,)
-        bound = self._claim(output, {"format": FORMAT, **claim}, clears or (folder,), claimed)
-        folders = [StageFolder(output.dataset_url, f) for f in (*claimed, *(set(clears) - set(claimed)))]
-        for each in folders:
+        output = claim.folders[-1]
+        name = f"{stage} {split}" if stage != "embed" else f"{output.stage} {split}"
+        bound = self._claim(claim)
+        left = [f for f in claim.clears if f.stage not in {c.stage for c in claim.folders}]
+        for each in (*claim.folders, *left):
             each.settle_all()
-        done = set.intersection(*(self._sound(each, each.shards_done(), bound) for each in folders[: len(claimed)]))
+        done = set.intersection(*(self._sound(each, each.shards_done(), bound) for each in claim.folders))
         missing = [s for s in shards if s not in done]
         if not missing and (whole := self._manifest(output)):
             LOG.info("%s: complete, %d shards", name, len(shards))
             return whole
-        request = StageRequest(stage, folder, split, self.config, bound, dict(params or {}))
+        request = StageRequest(stage, output.stage, split, self.config, bound, dict(params or {}))
         with Progress(name, len(shards), "shards", len(shards) - len(missing)) as progress:
             self.runner.shards(request, missing, lambda shard: progress.advance())
-        for each in folders:
+        for each in (*claim.folders, *left):
             each.settle_all()
         check()
         return manifest.write(output, shards)
@@ -258,17 +206,10 @@ class Pipeline:
                 output.store.remove(manifest.NAME)
         return sound
 
-    def _train(self, job: str, claim: Mapping[str, Any], pairs: str = "") -> None:
-        folder = model_folder(self.config, job)
-        request = TrainRequest(job, self.config, "", pairs)
-        optim = request.optim.model_dump(mode="json")
-        for name in ("workers", "threads", "keep_checkpoints", "checkpoint_steps"):
-            optim.pop(name)  # how, not what
-        output = StageFolder(f"{self.config.run}/models", job)
-        full = {"format": FORMAT, "seed": self.config.seed, "steps": optim, **claim}
-        full["data"] = {"max_pixels": self.config.data.max_pixels}
-        bound = self._claim(output, full, (job,), (job,))
-        request = TrainRequest(job, self.config, bound, pairs)
+    def _train(self, job: str) -> None:
+        folder, claim = model_folder(self.config, job), claims.training(self.config, job)
+        bound = self._claim(claim)
+        request = TrainRequest(job, self.config, bound)
         done = models.done(folder)
         if done and done["fingerprint"] != bound and not self.force:
             raise StaleStageError(
@@ -277,47 +218,31 @@ class Pipeline:
             )
         if done and self.force and (done["fingerprint"] != bound or not models.is_sound(folder)):
             LOG.warning("--force: training %s again", job)
-            output.clear()
-            output.claim(full)
+            claim.folders[-1].clear()
+            self._claim(claim)
         if models.done(folder):
             LOG.info("train %s: complete", job)
             return
-        with watch(folder, job, request.optim.steps):
+        with watch(folder, job, request.optim.steps_over(self._base("train").total)):
             self.runner.train(request)
         if not models.done(folder):
             raise ShardError(f"training {job} ended without its marker {folder}/done.json; run the same command again")
 
-    def _claim(
-        self, output: StageFolder, claim: Mapping[str, Any], clears: Sequence[str], claimed: Sequence[str]
-    ) -> str:
-        folders = [StageFolder(output.dataset_url, name) for name in claimed]
+    def _claim(self, claim: Claim) -> str:
+        """Bind the claim's folders; with --force, empty those of another config first. Returns its fingerprint."""
         try:
-            return [each.claim(claim) for each in folders][-1]
+            return [each.claim(claim.config) for each in claim.folders][-1]
         except StaleStageError:
             if not self.force:
                 raise
-        for folder in clears:
-            LOG.warning("--force: redoing %s/%s", output.dataset_url, folder)
-            StageFolder(output.dataset_url, folder).clear()
-        return [each.claim(claim) for each in folders][-1]
-
-    def _ingest_claim(self, split: str, plan: list[list[Any]]) -> dict[str, Any]:
-        if self.config.data.source == "shards":
-            return {"source": getattr(self.config.data, split), "shards": fingerprint(plan), **self._limits()}
-        digits = self.config.digits.mnist_dir
-        return {
-            "docmnist": self._section("docmnist"),
-            "digits": f"MNIST in {digits}" if digits else "scikit-learn",
-            "seed": self.config.seed,
-            "shards": fingerprint(plan),
-        }
-
-    def _limits(self) -> dict[str, Any]:
-        return {"max_pixels": self.config.data.max_pixels}
+        for folder in claim.clears or claim.folders:
+            LOG.warning("--force: redoing %s", folder.store.path())
+            folder.clear()
+        return [each.claim(claim.config) for each in claim.folders][-1]
 
     def _check_budget(self, split: str, shards: Sequence[str], *, quiet: bool = False) -> IngestSummary:
         """Prove conservation, then hold refusals against the budget. quiet: leave the warnings to a later call."""
-        output, summary = StageFolder(self._dataset(split), "base"), IngestSummary()
+        output, summary = StageFolder(claims.dataset(self.config, split), "base"), IngestSummary()
         markers = [output.marker(s) for s in shards]
         for marker in markers:
             summary.add(marker)
@@ -342,21 +267,11 @@ class Pipeline:
             )
         return summary
 
-    def _section(self, name: str) -> dict[str, Any]:
-        section: dict[str, Any] = getattr(self.config, name).model_dump(mode="json")
-        return section
-
-    def _dataset(self, split: str) -> str:
-        return f"{self.config.run}/{split}"
-
     def _base(self, split: str) -> Manifest:
-        return manifest.read(StageFolder(self._dataset(split), "base"))
-
-    def _vocabulary(self) -> Vocabulary:
-        return vocabulary.read(self.store)
+        return claims.stage_manifest(self.config, split)
 
     def _has_truth(self, split: str) -> bool:
-        return manifest.exists(StageFolder(self._dataset(split), "truth"))
+        return manifest.exists(StageFolder(claims.dataset(self.config, split), "truth"))
 
     def _images(self) -> dict[str, int]:
-        return {split: self._base(split).total for split in self.splits()}
+        return {split: self._base(split).total for split in claims.splits(self.config)}

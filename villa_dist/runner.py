@@ -17,7 +17,6 @@ from typing import Any, Protocol
 from torch.multiprocessing.spawn import ProcessExitedException, ProcessRaisedException, start_processes
 
 from shards.errors import VillaError
-from villa_dist.observe import set_up_logging
 from villa_dist.stages.base import StageRequest
 from villa_dist.stages.registry import make_stage
 from villa_dist.train.jobs import TrainRequest, run_request
@@ -75,7 +74,6 @@ class LocalRunner:
 
 def _rank_main(rank: int, world: int, port: int, request: TrainRequest, failed: Any) -> None:
     die_with_parent()
-    set_up_logging()
     set_rank_environment(rank, world, "127.0.0.1", port)
     try:
         run_request(request)

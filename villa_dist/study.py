@@ -13,9 +13,8 @@ from typing import Any
 
 from shards.store import Store
 from villa_dist.config import Config, StudyConfig
+from villa_dist.names import TITLES, VLMS
 
-MODELS = ("one_to_one", "villa", "ground_truth")
-TITLES = {"one_to_one": "one-to-one VLM", "villa": "ViLLA", "ground_truth": "true pairs"}
 DIRECTIONS = {"a2r": "attribute → region", "r2a": "region → attribute"}
 
 
@@ -60,7 +59,7 @@ def row(setting: str, target: int, results: Sequence[dict[str, Any]]) -> dict[st
         "mapping_f1": spread([r["metrics"]["mapping"]["f1"] for r in results]),
     }
     for direction in DIRECTIONS:
-        for model in MODELS:
+        for model in VLMS:
             if model in results[0]["metrics"]:
                 values[f"{model}_{direction}"] = spread([r["metrics"][model][direction] for r in results])
         gains = [r["metrics"]["villa"][direction] - r["metrics"]["one_to_one"][direction] for r in results]
@@ -80,7 +79,16 @@ def spread(values: Sequence[float]) -> list[float]:
 
 def markdown(rows: Sequence[dict[str, Any]], seeds: int) -> str:
     """The table, mean ± standard deviation over seeds."""
-    head = ["setting", "target", "images", "direction", *TITLES.values(), "gain", "gap closed %", "mapping F1"]
+    head = [
+        "setting",
+        "target",
+        "images",
+        "direction",
+        *(TITLES[job] for job in VLMS),
+        "gain",
+        "gap closed %",
+        "mapping F1",
+    ]
     lines = [
         f"R-Precision on the test split in percent, mean ± sd over {seeds} seeds.",
         "",
@@ -89,7 +97,7 @@ def markdown(rows: Sequence[dict[str, Any]], seeds: int) -> str:
     ]
     for r in rows:
         for direction, title in DIRECTIONS.items():
-            shown = [_shown(r.get(f"{model}_{direction}")) for model in MODELS]
+            shown = [_shown(r.get(f"{model}_{direction}")) for model in VLMS]
             closed, f1 = _shown(r.get(f"closed_{direction}")), _shown(r["mapping_f1"])
             images = f"{r['images'][0]:,.0f}"
             parts = [r["setting"], str(r["target"]), images, title, *shown, _shown(r[f"gain_{direction}"]), closed, f1]
@@ -114,7 +122,7 @@ def plot(rows: Sequence[dict[str, Any]]) -> bytes:
     for line, setting in zip(panels, settings, strict=True):
         for panel, (direction, title) in zip(line, DIRECTIONS.items(), strict=True):
             mine = [r for r in rows if r["setting"] == setting and f"villa_{direction}" in r]
-            for model in MODELS:
+            for model in VLMS:
                 known = [r for r in mine if f"{model}_{direction}" in r]
                 mean = [r[f"{model}_{direction}"][0] for r in known]
                 sd = [r[f"{model}_{direction}"][1] for r in known]

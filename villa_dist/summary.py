@@ -8,16 +8,15 @@ from shards.commit import StageFolder
 from shards.errors import VillaError
 from shards.store import Store
 from villa_dist import models
-
-NAMES = {"one_to_one": "one-to-one VLM", "villa": "ViLLA", "ground_truth": "true pairs"}
+from villa_dist.names import JOBS, TITLES, VLMS
 
 
 def table(metrics: dict[str, Any], report: str) -> str:
     """The result table in plain text; R-Precision in percent."""
-    lines = [f"{'R-Precision (%)':<18}{'A -> R':>8}{'R -> A':>8}"]
-    for name, title in NAMES.items():
+    lines = [f"{'R-Precision (%)':<20}{'A -> R':>8}{'R -> A':>8}"]
+    for name in VLMS:
         if name in metrics:
-            lines.append(f"{title:<18}{metrics[name]['a2r']:>8.1f}{metrics[name]['r2a']:>8.1f}")
+            lines.append(f"{TITLES[name]:<20}{metrics[name]['a2r']:>8.1f}{metrics[name]['r2a']:>8.1f}")
     if "mapping" in metrics:
         m = metrics["mapping"]
         lines.append(f"mapping: precision {m['precision']:.1f}, recall {m['recall']:.1f}, F1 {m['f1']:.1f}")
@@ -52,7 +51,5 @@ def status(run: str) -> dict[str, Any]:
                 "refused": refused,
                 "complete": folder.store.exists("manifest.parquet"),
             }
-    finished = {
-        n: models.done(f"{run}/models/{n}") is not None for n in ("one_to_one", "mapping", "villa", "ground_truth")
-    }
+    finished = {n: models.done(f"{run}/models/{n}") is not None for n in JOBS}
     return {"run": run, "stages": stages, "models": finished, "report": store.exists("report.html")}

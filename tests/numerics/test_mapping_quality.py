@@ -27,7 +27,7 @@ TRUTH = pairs([LEFT, RIGHT], [(0, 0, 1), (0, 1, 1), (1, 0, 1), (1, 2, 1)])
 
 def test_pairs_by_hand() -> None:
     found = pairs([LEFT, RIGHT, FAR], [(0, 0, 0.9), (0, 2, 0.8), (1, 0, 0.7), (1, 2, 0.6), (2, 1, 0.5)])
-    assert matched(found, TRUTH).tolist() == [True, False, True, True, False]
+    assert (matched(found, TRUTH) >= 0).tolist() == [True, False, True, True, False]
     counts = compare(found, TRUTH, 4)
     assert counts.right.tolist() == [2, 0, 1, 0]
     assert counts.wrong.tolist() == [0, 1, 1, 0]
@@ -42,19 +42,19 @@ def test_pairs_by_hand() -> None:
 def test_a_true_pair_is_found_once_and_by_the_better_score() -> None:
     shifted = [1.0, 0.0, 11.0, 10.0]
     found = pairs([shifted, LEFT], [(0, 1, 0.2), (1, 1, 0.9)])
-    assert matched(found, TRUTH).tolist() == [False, True]
+    assert (matched(found, TRUTH) >= 0).tolist() == [False, True]
 
 
 def test_a_box_must_overlap_by_half() -> None:
     near, off = [0.0, 0.0, 10.0, 5.0], [0.0, 0.0, 10.0, 4.9]  # IoU .5 and .49 with LEFT
-    assert matched(pairs([near], [(0, 0, 1.0)]), TRUTH).tolist() == [True]
-    assert matched(pairs([off], [(0, 0, 1.0)]), TRUTH).tolist() == [False]
+    assert (matched(pairs([near], [(0, 0, 1.0)]), TRUTH) >= 0).tolist() == [True]
+    assert (matched(pairs([off], [(0, 0, 1.0)]), TRUTH) >= 0).tolist() == [False]
 
 
 def test_between_two_true_boxes_the_closer_counts() -> None:
     truth = pairs([[0.0, 0.0, 10.0, 10.0], [2.0, 0.0, 12.0, 10.0]], [(0, 0, 1), (1, 0, 1)])
     found = pairs([[2.0, 0.0, 12.0, 10.0], [1.0, 0.0, 11.0, 10.0]], [(0, 0, 0.9), (1, 0, 0.8)])
-    assert matched(found, truth).tolist() == [True, True]
+    assert (matched(found, truth) >= 0).tolist() == [True, True]
 
 
 @pytest.mark.parametrize(("found", "truth"), [([], [(0, 0, 1.0)]), ([(0, 0, 1.0)], []), ([], [])])

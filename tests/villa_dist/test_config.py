@@ -61,6 +61,19 @@ def test_a_file_overrides_defaults_and_set_overrides_the_file(write) -> None:
     )
 
 
+def test_epochs_replace_steps_and_survive_saving(write) -> None:
+    config = load(write("train: {epochs: 2.5, batch_images: 64}\n"))
+    assert config.train.steps is None and config.pretrain.steps == 400
+    assert config.train.steps_over(1000) == 40  # ceil(2.5 * 1000 / 64)
+    assert config.train.steps_over(1) == 1 and config.pretrain.steps_over(1000) == 400
+    assert load(write(dump(config))) == config
+
+
+@pytest.mark.parametrize("both", ["{epochs: 2.0, steps: 5}", "{steps: null}"])
+def test_a_job_has_steps_or_epochs(write, both: str) -> None:
+    assert "steps or epochs" in failure(write(f"train: {both}\n"))
+
+
 @pytest.mark.parametrize(
     ("override", "key", "expected"),
     [

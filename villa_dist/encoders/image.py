@@ -1,7 +1,7 @@
 """Image towers: a stem to a feature map, and a region head that embeds whatever RoIAlign cuts from it.
 
-The whole image goes through the same head convolutionally and is averaged, so that whole images and regions are
-embedded at one scale (sending the whole image through the head as one box puts digits at chance).
+The whole image goes through the same head convolutionally and its places are averaged, so that whole images and regions
+are embedded at one scale (sending the whole image through the head as one box puts digits at chance).
 """
 
 from __future__ import annotations
@@ -16,6 +16,8 @@ from torch import Tensor, nn
 from villa_dist.config import ImageTowerConfig
 from villa_dist.encoders.norm import GlobalBatchNorm
 from villa_dist.roi_align import roi_align
+
+FLAT = 1e-3  # total weight below which an image counts as flat and its embedding fades to zero
 
 
 class ImageTower(Protocol):
@@ -35,6 +37,17 @@ class ImageTower(Protocol):
 def conv_block(channels_in: int, channels_out: int, stride: int) -> nn.Sequential:
     convolution = nn.Conv2d(channels_in, channels_out, 3, stride, 1, bias=False)
     return nn.Sequential(convolution, GlobalBatchNorm(channels_out), nn.ReLU())
+
+
+def mean_by_activation(places: Float[Tensor, "N F h w"]) -> Float[Tensor, "N F"]:
+    """Mean over places, each weighted by its mean activation above the image's least active place.
+
+    A plain mean embeds an image that is mostly background as background, which no region is.
+    """
+    weight = places.mean(1, keepdim=True)
+    weight = weight - weight.amin((2, 3), keepdim=True)
+    pooled: Tensor = (places * weight).sum((2, 3)) / (weight.sum((2, 3)) + FLAT)
+    return pooled
 
 
 class ConvTower(nn.Module):
@@ -63,8 +76,7 @@ class ConvTower(nn.Module):
         return maps
 
     def whole(self, maps: Float[Tensor, "N C h w"]) -> Float[Tensor, "N F"]:
-        pooled: Tensor = self.head(maps).mean((2, 3))
-        return pooled
+        return mean_by_activation(self.head(maps))
 
     def regions(
         self, maps: Float[Tensor, "N C h w"], boxes: Float[Tensor, "R 4"], image_of: Int[Tensor, " R"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+from jaxtyping import Int
 
 from villa_dist.regions.boxes import iou
 from villa_dist.types import RegionAttributePairs
@@ -37,14 +38,15 @@ class Counts:
         }
 
 
-def matched(pairs: RegionAttributePairs, truth: RegionAttributePairs) -> np.ndarray:
-    """Whether each of P pairs is right: its box meets a true box (IoU >= 0.5) that has the attribute.
+def matched(pairs: RegionAttributePairs, truth: RegionAttributePairs) -> Int[np.ndarray, " P"]:
+    """The true region each of P pairs found, -1 for a wrong pair.
 
-    A true pair is found once; a second pair that finds it again is wrong.
+    A pair is right when its box meets a true box (IoU >= 0.5) that has the attribute. A true pair is found once; a
+    second pair that finds it again is wrong.
     """
-    right = np.zeros(len(pairs.region), bool)
+    found = np.full(len(pairs.region), -1)
     if not len(pairs.boxes) or not len(truth.boxes):
-        return right
+        return found
     overlap = iou(pairs.boxes.astype(np.float64), truth.boxes.astype(np.float64))
     true = {(int(r), int(a)) for r, a in zip(truth.region, truth.attribute, strict=True)}
     for p in np.argsort(-np.asarray(pairs.score, np.float64), kind="stable"):
@@ -54,14 +56,14 @@ def matched(pairs: RegionAttributePairs, truth: RegionAttributePairs) -> np.ndar
                 break
             if (int(t), attribute) in true:
                 true.remove((int(t), attribute))
-                right[p] = True
+                found[p] = t
                 break
-    return right
+    return found
 
 
 def compare(pairs: RegionAttributePairs, truth: RegionAttributePairs, attributes: int) -> Counts:
     """Counts for one image."""
-    right = matched(pairs, truth)
+    right = matched(pairs, truth) >= 0
     hit = np.bincount(pairs.attribute[right], minlength=attributes)
     return Counts(
         hit,

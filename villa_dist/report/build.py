@@ -20,10 +20,11 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from shards.errors import ShardError
 from shards.store import Store
 from villa_dist import __version__
-from villa_dist.config import Config
+from villa_dist.config import Config, OptimConfig
+from villa_dist.names import JOBS, METRICS
 from villa_dist.report import gallery, plots, tables, text
 from villa_dist.report.summary import summary
-from villa_dist.train.names import METRICS
+from villa_dist.train.journal import parse_metrics
 
 NAME = "report.html"
 RESULTS = "results.json"
@@ -106,32 +107,24 @@ def read_results(store: Store) -> dict[str, Any]:
 def read_metrics(store: Store) -> dict[str, list[dict[str, float]]]:
     """Logged lines of each training job that has any; a line cut by a crash is left out."""
     found = {}
-    for job in tables.TRAINED:
+    for job in JOBS:
         name = f"models/{job}/{METRICS}"
-        lines = _json_lines(store.read(name)) if store.exists(name) else []
+        lines = parse_metrics(store.read(name)) if store.exists(name) else []
         if lines:
             found[job] = lines
     return found
 
 
-def _json_lines(data: bytes) -> list[dict[str, float]]:
-    lines = []
-    for line in data.decode("utf-8", "replace").splitlines():
-        try:
-            value = json.loads(line)
-        except ValueError:
-            continue
-        if isinstance(value, dict):
-            lines.append(value)
-    return lines
+def _length(optim: OptimConfig) -> str:
+    return f"{optim.epochs:g} epochs" if optim.epochs is not None else text.count(optim.steps, "step")
 
 
 def facts(config: Config, images: Mapping[str, Any], measured: Sequence[tables.SplitResults]) -> list[tuple[str, str]]:
     """(name, value) of what a reader needs to place the figures."""
     known = [(f"{split} images", text.count(images[split])) for split in tables.SPLITS if split in images]
     known += [(f"{r.split} regions", text.count(r.regions)) for r in measured if r.regions is not None]
-    steps = (config.pretrain.steps, config.mapping.fit.steps, config.train.steps)
-    known.append(("steps: one-to-one / mapping / VLMs", " / ".join(text.count(s) for s in steps)))
+    lengths = [_length(optim) for optim in (config.pretrain, config.mapping.fit, config.train)]
+    known.append(("one-to-one / mapping / VLMs", " / ".join(lengths)))
     known.append(("Seed", str(config.seed)))
     source = (
         f"DocMNIST, complexity {config.docmnist.target}" if config.data.source == "docmnist" else "image-text shards"

@@ -22,7 +22,7 @@ from villa_dist.attributes import vocabulary
 from villa_dist.config import Config
 from villa_dist.data.samples import Samples
 from villa_dist.evaluate.assemble import pair_rows
-from villa_dist.evaluate.mapping_quality import MATCH_IOU
+from villa_dist.evaluate.mapping_quality import MATCH_IOU, matched
 from villa_dist.regions.boxes import iou
 from villa_dist.types import RegionAttributePairs
 
@@ -144,7 +144,7 @@ def judged(pairs: RegionAttributePairs, truth: RegionAttributePairs, phrases: Se
 
     A right pair stands at the true region it found; a wrong one at the true region its box meets best.
     """
-    found_P = true_region_of(pairs, truth)
+    found_P = matched(pairs, truth)
     home_K = _home(pairs.boxes, truth.boxes)
     marks: list[list[tuple[int, int, Mark]]] = [[] for _ in range(len(truth.boxes) + len(pairs.boxes))]
 
@@ -166,25 +166,6 @@ def judged(pairs: RegionAttributePairs, truth: RegionAttributePairs, phrases: Se
         Region(n, _xywh(boxes[i]), i < len(truth.boxes), tuple(m for *_, m in sorted(marks[i], key=lambda x: x[:2])))
         for n, i in enumerate(shown, 1)
     ]
-
-
-def true_region_of(pairs: RegionAttributePairs, truth: RegionAttributePairs) -> Int[np.ndarray, " P"]:
-    """The true region each pair found, -1 for a wrong pair: `mapping_quality.matched`, with the place it matched."""
-    found_P = np.full(len(pairs.region), -1)
-    if not len(pairs.boxes) or not len(truth.boxes):
-        return found_P
-    overlap_KT = iou(pairs.boxes.astype(np.float64), truth.boxes.astype(np.float64))
-    left = {(int(r), int(a)) for r, a in zip(truth.region, truth.attribute, strict=True)}
-    for p in np.argsort(-np.asarray(pairs.score, np.float64), kind="stable"):
-        box, attribute = int(pairs.region[p]), int(pairs.attribute[p])
-        for t in np.argsort(-overlap_KT[box], kind="stable"):
-            if overlap_KT[box, t] < MATCH_IOU:
-                break
-            if (int(t), attribute) in left:
-                left.remove((int(t), attribute))
-                found_P[p] = t
-                break
-    return found_P
 
 
 def _home(boxes: Float[np.ndarray, "K 4"], true: Float[np.ndarray, "T 4"]) -> Int[np.ndarray, " K"]:

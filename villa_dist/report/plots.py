@@ -19,7 +19,7 @@ from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from villa_dist.report.tables import TRAINED
+from villa_dist.names import TITLES
 from villa_dist.report.text import number
 
 Metrics = Mapping[str, Sequence[Mapping[str, float]]]  # job -> logged lines, in step order
@@ -100,7 +100,7 @@ def plot(title: str, note: str, label: str, lines: Mapping[str, Sequence[Point]]
         return None
     if smooth and max(len(line) for line in lines.values()) > FEW_POINTS:
         note = f"thin: {note.removeprefix('of ')}; thick: running mean"
-    said = "; ".join(f"{TRAINED[job]} from {_spoken(line[0])} to {_spoken(line[-1])}" for job, line in lines.items())
+    said = "; ".join(f"{TITLES[job]} from {_spoken(line[0])} to {_spoken(line[-1])}" for job, line in lines.items())
     light, dark = (_uri(_draw(lines, label, ink, smooth)) for ink in (LIGHT, DARK))
     return Plot(title, note, f"{title}, {label} by training step. {said}.", light, dark)
 
@@ -152,7 +152,7 @@ def _draw(lines: Mapping[str, Sequence[Point]], label: str, ink: Ink, smooth: bo
                 markevery=max(1, len(found) // 8),
                 markersize=4,
                 linewidth=1.6,
-                label=TRAINED[job],
+                label=TITLES[job],
             )
         _dress(axes, label, ink, from_zero=not smooth)
         handle = io.StringIO()

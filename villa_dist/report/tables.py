@@ -8,15 +8,9 @@ from typing import Any
 
 from shards import sidecar
 from shards.commit import Marker, StageFolder
+from villa_dist.names import TITLES, VLMS
 from villa_dist.report.text import count, number
 
-JOBS = {"one_to_one": "One-to-one VLM", "villa": "ViLLA", "ground_truth": "Ground-truth pairs"}
-TRAINED = {
-    "one_to_one": "One-to-one VLM",
-    "mapping": "Mapping model",
-    "villa": "ViLLA",
-    "ground_truth": "Ground-truth pairs",
-}
 SPLITS = ("train", "validation", "test")
 STAGES = {
     "base": "ingest",
@@ -76,13 +70,13 @@ def by_split(results: Mapping[str, Any]) -> list[SplitResults]:
 
 
 def split_results(split: str, measured: Mapping[str, Any]) -> SplitResults:
-    jobs = [job for job in JOBS if measured.get(job)]
+    jobs = [job for job in VLMS if measured.get(job)]
     mapping = measured.get("mapping") or {}
     groups = tuple(dict.fromkeys(g for job in jobs for g in measured[job].get("a2r_by_group") or {}))
     rows = tuple(
         ResultRow(
             job,
-            JOBS[job],
+            TITLES[job],
             score(measured, job, "a2r"),
             score(measured, job, "r2a"),
             tuple(number((measured[job].get("a2r_by_group") or {}).get(g)) for g in groups),
@@ -125,7 +119,7 @@ def training(metrics: Mapping[str, Sequence[Mapping[str, float]]]) -> list[Train
         rows.append(
             TrainingRow(
                 job,
-                TRAINED.get(job, job),
+                TITLES.get(job, job),
                 int(number(last.get("step")) or 0),
                 number(last.get("loss")),
                 number(last.get("images_per_second")),

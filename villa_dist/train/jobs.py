@@ -30,12 +30,16 @@ RATE_SHARDS = 256  # shards whose region sidecars are read for the attribute rat
 
 @dataclass(frozen=True)
 class TrainRequest:
-    """A training job of a run; small and picklable. pairs: the sidecar a region VLM learns from."""
+    """A training job of a run; small and picklable."""
 
     job: str  # one_to_one, mapping, villa, ground_truth
     config: Config
     fingerprint: str
-    pairs: str = ""
+
+    @property
+    def pairs(self) -> str:
+        """The sidecar a region VLM learns from."""
+        return "truth" if self.job == "ground_truth" else "pairs"
 
     @property
     def folder(self) -> str:

@@ -10,9 +10,9 @@
 from __future__ import annotations
 
 import json
-import os
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,11 +28,12 @@ from villa_dist.config import OptimConfig
 from villa_dist.data.loader import Batches
 from villa_dist.data.samples import Samples
 from villa_dist.distributed import barrier, rank, world_size
+from villa_dist.names import CHECKPOINTS, DONE, METRICS, WEIGHTS
 from villa_dist.observe import LOG
 from villa_dist.train import checkpoint
 from villa_dist.train.checkpoint import TrainState
 from villa_dist.train.engine import Engine, init_process_group
-from villa_dist.train.names import CHECKPOINTS, DONE, METRICS, WEIGHTS
+from villa_dist.train.journal import MetricsFile, messages_to
 from villa_dist.train.schedule import warmup_cosine
 
 LOG_STEPS = 10
@@ -49,26 +50,27 @@ class JobParts:
 
 
 def run_job(build: Callable[[], JobParts], config: OptimConfig, folder: str, seed: int, fingerprint: str) -> None:
-    """Train to `config.steps`, resuming from the newest whole checkpoint. Called once on every rank.
+    """Train for the config's steps or epochs, resuming from the newest whole checkpoint. Called once on every rank.
 
     Raises: VillaError when the loss is not finite, or a checkpoint belongs to other data.
     """
     torch.set_num_threads(config.threads)
     init_process_group()
     torch.manual_seed(seed)
-    parts = build()
-    engine = Engine(parts.objective, config)
-    try:
-        train_steps(engine, parts, config, Path(folder), seed, fingerprint)
-    finally:
-        engine.close()
+    with messages_to(Path(folder)) if rank() == 0 else nullcontext():
+        parts = build()
+        engine = Engine(parts.objective, config)
+        try:
+            train_steps(engine, parts, config, Path(folder), seed, fingerprint)
+        finally:
+            engine.close()
 
 
 def train_steps(
     engine: Engine, parts: JobParts, config: OptimConfig, folder: Path, seed: int, fingerprint: str
 ) -> None:
     checkpoints = folder / CHECKPOINTS
-    data = parts.samples.manifest.digest
+    data, steps = parts.samples.manifest.digest, config.steps_over(parts.samples.manifest.total)
     start = resume(engine, checkpoints, data, fingerprint)
     metrics = MetricsFile(folder / METRICS, start) if rank() == 0 else None
     batches = Batches(
@@ -80,12 +82,12 @@ def train_steps(
         world=world_size(),
         shift_pixels=config.shift_pixels,
         start=start,
-        stop=config.steps,
+        stop=steps,
     )
     engine.module.train()
     clock, regions = time.perf_counter(), 0
     for step, batch in batches:
-        rate = warmup_cosine(step, config.steps, config.warmup_steps, config.learning_rate)
+        rate = warmup_cosine(step, steps, config.warmup_steps, config.learning_rate)
         loss = engine(batch.to(engine.device))
         if not bool(torch.isfinite(loss)):
             raise VillaError(
@@ -94,7 +96,7 @@ def train_steps(
             )
         engine.step(loss, rate)
         regions += len(batch.boxes)
-        if metrics and ((step + 1) % LOG_STEPS == 0 or step + 1 == config.steps):
+        if metrics and ((step + 1) % LOG_STEPS == 0 or step + 1 == steps):
             seconds = time.perf_counter() - clock
             images = (step + 1 - start) * config.batch_images
             metrics.write(
@@ -105,7 +107,7 @@ def train_steps(
                 regions_per_second=round(regions * world_size() / seconds, 2),
                 data_wait=round(batches.waited / seconds, 4),
             )
-        if (step + 1) % config.checkpoint_steps == 0 or step + 1 == config.steps:
+        if (step + 1) % config.checkpoint_steps == 0 or step + 1 == steps:
             state = TrainState(step + 1, seed, config.batch_images, data, fingerprint)
             save(engine, checkpoints, state, config.keep_checkpoints)
     weights = engine.full_state_dict()
@@ -157,32 +159,3 @@ def finish(engine: Engine, parts: JobParts, weights: dict[str, torch.Tensor], fo
     store.put(WEIGHTS, data)
     done = {"fingerprint": fingerprint, "sha256": sha256(data), "bytes": len(data)}
     store.put(DONE, json.dumps(done, indent=1, sort_keys=True).encode())
-
-
-class MetricsFile:
-    """metrics.jsonl. Lines past the step that training resumes from are dropped first, so each step stands once."""
-
-    def __init__(self, path: Path, start: int) -> None:
-        self.path = path
-        path.parent.mkdir(parents=True, exist_ok=True)
-        kept = [line for line in read_metrics(path) if line["step"] <= start]
-        temporary = path.with_name(path.name + ".tmp")
-        temporary.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
-        os.replace(temporary, path)
-
-    def write(self, **values: float) -> None:
-        with open(self.path, "a", encoding="utf-8") as f:
-            f.write(json.dumps(values) + "\n")
-
-
-def read_metrics(path: Path) -> list[dict[str, float]]:
-    """Whole lines of a metrics file; a line cut by a crash is left out."""
-    if not path.is_file():
-        return []
-    lines = []
-    for text in path.read_text(encoding="utf-8").splitlines():
-        try:
-            lines.append(json.loads(text))
-        except ValueError:
-            continue
-    return lines

@@ -7,15 +7,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from villa_dist.observe import Progress
-from villa_dist.train.loop import read_metrics
-from villa_dist.train.names import METRICS
+from villa_dist.names import METRICS
+from villa_dist.observe import LOG, Progress
+from villa_dist.train.journal import MessageReader, read_metrics
 
 
 @contextmanager
 def watch(folder: str, job: str, steps: int) -> Iterator[None]:
-    """Show steps, rate, loss and ETA while the block runs."""
+    """Show steps, rate, loss, ETA and what rank 0 has to say while the block runs."""
     path, stop = Path(folder) / METRICS, threading.Event()
+    said = MessageReader(Path(folder))
     known = read_metrics(path)
     with Progress(f"train {job}", steps, "steps", int(known[-1]["step"]) if known else 0) as progress:
 
@@ -24,6 +25,8 @@ def watch(folder: str, job: str, steps: int) -> Iterator[None]:
                 show()
 
         def show() -> None:
+            for line in said.new():
+                LOG.info("%s", line)
             lines = read_metrics(path)
             if lines:
                 last = lines[-1]
@@ -33,7 +36,7 @@ def watch(folder: str, job: str, steps: int) -> Iterator[None]:
         thread.start()
         try:
             yield
-            show()
         finally:
             stop.set()
             thread.join(timeout=5.0)
+            show()

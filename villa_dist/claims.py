@@ -1,0 +1,193 @@
+"""What each stage's output is bound to: the part of the config and the inputs it depends on.
+
+A claim is saved as `config.json` in the folder it is for. The same functions say what a folder *should* be bound to, so
+that a single stage can refuse to build on output of another config (`check_upstream`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from shards import manifest
+from shards.commit import StageFolder
+from shards.digest import difference, fingerprint
+from shards.errors import StaleStageError, VillaError
+from shards.manifest import Manifest
+from shards.store import Store
+from villa_dist import models
+from villa_dist.attributes import vocabulary
+from villa_dist.config import Config
+from villa_dist.stages import vocabulary as vocabulary_stage
+from villa_dist.stages.ingest import Unit, units
+from villa_dist.train.jobs import TrainRequest, model_folder
+
+FORMAT = 2  # raised when the same config would give other bytes
+STAGES = ("ingest", "vocabulary", "pretrain", "regions", "fit-mapping", "pairs", "train", "evaluate", "report")
+HOW = ("workers", "threads", "keep_checkpoints", "checkpoint_steps")  # how a job is trained, not what it gives
+
+
+@dataclass(frozen=True)
+class Claim:
+    """`config` claims `folders` together; --force empties `clears` as well."""
+
+    folders: tuple[StageFolder, ...]
+    config: dict[str, Any]
+    clears: tuple[StageFolder, ...] = ()
+
+
+# ---- what a run consists of
+
+
+def splits(config: Config) -> list[str]:
+    """train, then the splits that are evaluated and have data."""
+    given = config.data.source == "docmnist"
+    return ["train"] + [s for s in config.evaluate.splits if given or getattr(config.data, s)]
+
+
+def jobs(config: Config) -> list[str]:
+    """VLMs of a run: the one-to-one baseline, ViLLA, and the one on true pairs where they are known."""
+    truth = config.evaluate.ground_truth and config.data.source == "docmnist"
+    return ["one_to_one", "villa"] + (["ground_truth"] if truth else [])
+
+
+def dataset(config: Config, split: str) -> str:
+    return f"{config.run}/{split}"
+
+
+def stage_manifest(config: Config, split: str, folder: str = "base") -> Manifest:
+    return manifest.read(StageFolder(dataset(config, split), folder))
+
+
+# ---- the claims, stage by stage
+
+
+def ingest(config: Config, split: str, plan: Sequence[Unit]) -> Claim:
+    shards = fingerprint([[u.shard, u.images, u.source, u.bytes] for u in plan])
+    if config.data.source == "shards":
+        what = {"source": getattr(config.data, split), "shards": shards, "max_pixels": config.data.max_pixels}
+        return _on_split(config, split, what, ("base",), ("base", "truth"))
+    digits = config.digits.mnist_dir
+    made_of = {"digits": f"MNIST in {digits}" if digits else "scikit-learn", "seed": config.seed, "shards": shards}
+    return _on_split(config, split, {"docmnist": _section(config, "docmnist"), **made_of}, ("truth", "base"))
+
+
+def phrases(config: Config) -> Claim:
+    listed = vocabulary_stage.phrases(config.vocabulary)
+    what = {"phrases": fingerprint(listed), "base": stage_manifest(config, "train").digest}
+    return _on_split(config, "train", what, ("vocabulary",))
+
+
+def regions(config: Config, split: str) -> Claim:
+    frozen = config.mapping.encoder == "frozen"
+    what = {
+        "regions": _section(config, "regions"),
+        "vocabulary": vocabulary.read(Store(config.run)).fingerprint,
+        "base": stage_manifest(config, split).digest,
+        "embeddings": models.load(model_folder(config, "one_to_one")).sha256 if frozen else "none kept",
+    }
+    written = ("embeddings", "regions") if frozen else ("regions",)
+    return _on_split(config, split, what, written, ("regions", "embeddings"))
+
+
+def pairs(config: Config, split: str) -> Claim:
+    what = {
+        "pairs": _section(config, "pairs"),
+        "mapping": models.load(model_folder(config, "mapping")).sha256,
+        "regions": stage_manifest(config, split, "regions").digest,
+        "base": stage_manifest(config, split).digest,
+    }
+    return _on_split(config, split, what, ("pairs",))
+
+
+def embed(config: Config, split: str, job: str) -> Claim:
+    what = {"model": models.load(model_folder(config, job)).sha256, "base": stage_manifest(config, split).digest}
+    return _on_split(config, split, what, (f"evaluate-{job}",))
+
+
+def training(config: Config, job: str) -> Claim:
+    """job: one_to_one, mapping, villa or ground_truth."""
+    request = TrainRequest(job, config, "")
+    optim = request.optim.model_dump(mode="json", exclude=set(HOW))
+    what: dict[str, Any] = {"format": FORMAT, "seed": config.seed, "steps": optim, "model": _section(config, "model")}
+    what["base"] = stage_manifest(config, "train").digest
+    what["data"] = {"max_pixels": config.data.max_pixels}
+    if job != "one_to_one":
+        what["vocabulary"] = vocabulary.read(Store(config.run)).fingerprint
+    if job == "mapping":
+        what["mapping"] = config.mapping.model_dump(mode="json", exclude={"fit"})
+        what["one_to_one"] = models.load(model_folder(config, "one_to_one")).sha256
+        what["regions"] = stage_manifest(config, "train", "regions").digest
+    elif job != "one_to_one":
+        what[request.pairs] = stage_manifest(config, "train", request.pairs).digest
+    return Claim((StageFolder(f"{config.run}/models", job),), what)
+
+
+def check_upstream(config: Config, stage: str) -> None:
+    """Refuse to run one stage on what earlier stages made with another config, or made anew since.
+
+    What is not there is passed over: the stage that needs it says so in its own words. Raises: StaleStageError naming
+    folder, differences and remedy.
+    """
+    for earlier in STAGES[: STAGES.index(stage)]:
+        for make in _makers(config, earlier):
+            try:
+                claim = make()
+            except VillaError:
+                continue
+            for folder in claim.folders:
+                _check(stage, earlier, folder, claim.config)
+
+
+def _check(stage: str, earlier: str, folder: StageFolder, mine: dict[str, Any]) -> None:
+    theirs = folder.claimed()
+    if theirs is None:
+        return
+    if "source" in mine:  # the tars a data set was taken from may be gone by now
+        theirs, mine = {**theirs, "shards": ""}, {**mine, "shards": ""}
+    if fingerprint(theirs) == fingerprint(mine):
+        return
+    lines = "\n".join(f"  {line}" for line in difference(theirs, mine))
+    raise StaleStageError(
+        f"{stage} builds on {folder.store.path()}, which was made with another config or from other inputs. What differs "
+        f"(there -> here):\n{lines}\nGive {stage} the config that made it, or redo it first: `villa {earlier} CONFIG "
+        "--force`."
+    )
+
+
+def _makers(config: Config, stage: str) -> list[Callable[[], Claim]]:
+    """What makes the claims of a stage."""
+    every = splits(config)
+    made: dict[str, list[Callable[[], Claim]]] = {
+        "ingest": [partial(_ingested, config, split) for split in every],
+        "vocabulary": [partial(phrases, config)],
+        "pretrain": [partial(training, config, "one_to_one")],
+        "regions": [partial(regions, config, split) for split in every],
+        "fit-mapping": [partial(training, config, "mapping")],
+        "pairs": [partial(pairs, config, split) for split in every],
+        "train": [partial(training, config, job) for job in jobs(config)[1:]],
+        "evaluate": [partial(embed, config, split, job) for split in every[1:] for job in jobs(config)],
+    }
+    return made[stage]
+
+
+def _ingested(config: Config, split: str) -> Claim:
+    return ingest(config, split, units(config, split) if config.data.source == "docmnist" else [])
+
+
+def _on_split(
+    config: Config, split: str, what: dict[str, Any], folders: Sequence[str], clears: Sequence[str] = ()
+) -> Claim:
+    place = dataset(config, split)
+    return Claim(
+        tuple(StageFolder(place, name) for name in folders),
+        {"format": FORMAT, **what},
+        tuple(StageFolder(place, name) for name in clears or folders),
+    )
+
+
+def _section(config: Config, name: str) -> dict[str, Any]:
+    section: dict[str, Any] = getattr(config, name).model_dump(mode="json")
+    return section

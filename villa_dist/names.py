@@ -1,0 +1,16 @@
+"""Names that several parts share: the training jobs as people read them, and the files of a job's folder."""
+
+TITLES = {
+    "one_to_one": "One-to-one VLM",
+    "mapping": "Mapping model",
+    "villa": "ViLLA",
+    "ground_truth": "Ground-truth pairs",
+}
+JOBS = tuple(TITLES)
+VLMS = tuple(job for job in JOBS if job != "mapping")  # the jobs that are evaluated, baseline first
+
+WEIGHTS = "model.safetensors"
+DONE = "done.json"
+METRICS = "metrics.jsonl"
+MESSAGES = "train.log"
+CHECKPOINTS = "checkpoints"
