@@ -6,6 +6,7 @@ on the machine: a token file in the home folder would silently change how later 
 
 from __future__ import annotations
 
+import fcntl
 import logging
 import os
 import secrets
@@ -29,6 +30,7 @@ QUIET = {
     "RAY_DEDUP_LOGS": "1",
     "RAY_CHDIR_TO_TRIAL_DIR": "0",  # Ray Train would run ranks in a folder of its own
 }
+PREFIX, OWNER = "villa-ray-", "owner"
 CONNECT_SECONDS = 10.0
 DRIVER_SLACK = 1  # logical CPUs beyond the machine's, for Ray Train's controller and for tasks beside the actors
 
@@ -86,7 +88,10 @@ class RaySession:
 
     def _make_folder(self) -> None:
         # Unix sockets below it must stay under 107 bytes, so it cannot be in the run's folder.
-        self._folder = Path(tempfile.mkdtemp(prefix="villa-ray-"))
+        remove_orphans(Path(tempfile.gettempdir()))
+        self._folder = Path(tempfile.mkdtemp(prefix=PREFIX))
+        self._owner = open(self._folder / OWNER, "w")  # noqa: SIM115  locked for as long as this process lives
+        fcntl.flock(self._owner, fcntl.LOCK_EX)
         token = self._folder / "token"
         token.touch(mode=0o600)
         token.write_text(secrets.token_hex(32), encoding="ascii")
@@ -96,6 +101,17 @@ class RaySession:
     def _remove_folder(self) -> None:
         if self._folder is not None:
             shutil.rmtree(self._folder, ignore_errors=True)
+
+
+def remove_orphans(place: Path) -> None:
+    """Remove what local Rays of drivers that were killed left behind: folders of ours whose owner holds no lock."""
+    for folder in place.glob(PREFIX + "*"):
+        try:
+            with open(folder / OWNER, "r+") as owner:
+                fcntl.flock(owner, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(folder, ignore_errors=True)
+        except OSError:  # alive, another user's, or being made
+            continue
 
 
 def unreachable(address: str) -> str:

@@ -80,6 +80,12 @@ def phrases(config: Config) -> Claim:
     return _on_split(config, "train", what, ("vocabulary",))
 
 
+def vocabulary_choice(config: Config) -> dict[str, Any]:
+    """What decides, beside the counts, which phrases become attributes."""
+    docmnist = config.data.source == "docmnist"
+    return {"vocabulary.min_count": 0 if docmnist else config.vocabulary.min_count}
+
+
 def regions(config: Config, split: str) -> Claim:
     frozen = config.mapping.encoder == "frozen"
     what = {
@@ -138,11 +144,13 @@ def check_upstream(config: Config, stage: str) -> None:
             except VillaError:
                 continue
             for folder in claim.folders:
-                _check(stage, earlier, folder, claim.config)
+                _check(stage, earlier, folder.store.path(), folder.claimed(), claim.config)
+        if earlier == "vocabulary":
+            store = Store(config.run)
+            _check(stage, earlier, store.path(vocabulary.NAME), vocabulary.choice(store), vocabulary_choice(config))
 
 
-def _check(stage: str, earlier: str, folder: StageFolder, mine: dict[str, Any]) -> None:
-    theirs = folder.claimed()
+def _check(stage: str, earlier: str, place: str, theirs: dict[str, Any] | None, mine: dict[str, Any]) -> None:
     if theirs is None:
         return
     if "source" in mine:  # the tars a data set was taken from may be gone by now
@@ -151,7 +159,7 @@ def _check(stage: str, earlier: str, folder: StageFolder, mine: dict[str, Any]) 
         return
     lines = "\n".join(f"  {line}" for line in difference(theirs, mine))
     raise StaleStageError(
-        f"{stage} builds on {folder.store.path()}, which was made with another config or from other inputs. What differs "
+        f"{stage} builds on {place}, which was made with another config or from other inputs. What differs "
         f"(there -> here):\n{lines}\nGive {stage} the config that made it, or redo it first: `villa {earlier} CONFIG "
         "--force`."
     )

@@ -102,6 +102,8 @@ class Progress:
 
     def _line(self) -> None:
         rate = self.rate
+        if self.done == self._first and self.done < self.total:
+            return LOG.info("%s: %d/%d %s, starting", self.name, self.done, self.total, self.unit)
         left = (self.total - self.done) / rate if rate > 0 else 0.0
         eta = f", {duration(left)} left" if self.done < self.total and rate > 0 else ""
         note = f", {self._note}" if self._note else ""

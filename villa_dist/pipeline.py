@@ -80,13 +80,14 @@ class Pipeline:
         counts = vocabulary_stage.merged_counts(counted, shards)
         docmnist = self.config.data.source == "docmnist"
         phrases = vocabulary_stage.phrases(self.config.vocabulary)
-        built = vocabulary.build(phrases, counts, 0 if docmnist else self.config.vocabulary.min_count)
+        choice = claims.vocabulary_choice(self.config)
+        built = vocabulary.build(phrases, counts, choice["vocabulary.min_count"])
         if docmnist and built.phrases != docmnist_words.ATTRIBUTES:
             raise VillaError(
                 "vocabulary.attributes must be left out with data.source: docmnist, whose true pairs are numbered by its "
                 "own twenty attributes"
             )
-        vocabulary.write(self.store, built)
+        vocabulary.write(self.store, built, choice)
         return {"attributes": len(built)}
 
     def pretrain(self) -> None:

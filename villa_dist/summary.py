@@ -30,7 +30,10 @@ def status(run: str) -> dict[str, Any]:
     """
     store = Store(run)
     if not store.exists("config.yaml") and not store.exists("train"):
-        raise VillaError(f"{store.path()} is not the folder of a run: it holds neither config.yaml nor train/")
+        raise VillaError(
+            f"{store.path()} is not the folder of a run: it holds neither config.yaml nor train/; "
+            "give the folder that the config names as `run`, which is also in every result line"
+        )
     stages: dict[str, Any] = {}
     for split in ("train", "validation", "test"):
         place = Store(f"{run}/{split}")

@@ -307,6 +307,26 @@ def test_a_model_left_by_a_cut_off_clear_is_not_adopted(tmp_path: Path) -> None:
     assert refused.returncode == 2 and "weights of another config" in refused.stderr
 
 
+def test_a_stage_refuses_what_another_config_made_upstream(tmp_path: Path) -> None:
+    config, overrides = config_file(tmp_path), sets(f"run={tmp_path}/run", *TINY)
+    for stage in ("ingest", "vocabulary"):
+        result_line(villa(stage, config, *overrides))
+    for stage, other, named in (
+        ("pretrain", "docmnist.target=7", ["train/truth", "docmnist.target: 16 -> 7", "villa ingest CONFIG --force"]),
+        ("regions", "seed=4", ["train/truth", "seed: 0 -> 4"]),
+        ("regions", "vocabulary.attributes=[{phrase: red}]", ["train/vocabulary", "phrases:"]),
+    ):
+        ended = villa(stage, config, *overrides, "--set", other)
+        assert ended.returncode == 2 and "Traceback" not in ended.stderr
+        assert f"{stage} builds on" in ended.stderr and all(part in ended.stderr for part in named), ended.stderr
+    assert not (tmp_path / "run/models").exists()
+    result_line(villa("pretrain", config, *overrides))
+    redone = sets("docmnist.budget={train: 900, validation: 300, test: 400}")
+    result_line(villa("ingest", config, *overrides, *redone, "--force"))
+    ended = villa("fit-mapping", config, *overrides, *redone)
+    assert ended.returncode == 2 and "train/vocabulary" in ended.stderr and "base:" in ended.stderr, ended.stderr
+
+
 def test_a_vocabulary_that_few_texts_mention(tmp_path: Path) -> None:
     """Batches in which no text mentions any attribute train on, rather than end in NaN."""
     rare = "vocabulary.attributes=[{phrase: unicorn}, {phrase: red}]"
@@ -317,6 +337,8 @@ def test_a_vocabulary_that_few_texts_mention(tmp_path: Path) -> None:
     overrides = sets(f"run={tmp_path}/run", *TINY, *GRID, rare, "data.source=shards", f"data.train={tmp_path}/data")
     small = [part for job in ("pretrain", "train", "mapping.fit") for part in ("--set", f"{job}.batch_images=4")]
     result_line(villa("run", config_file(tmp_path), *overrides, *small))
+    ended = villa("train", config_file(tmp_path), *overrides, *small, "--set", "vocabulary.min_count=2")
+    assert ended.returncode == 2 and "vocabulary.min_count: 1 -> 2" in ended.stderr, ended.stderr
 
 
 def test_exit_codes_of_commands_that_typer_ends(tmp_path: Path) -> None:

@@ -6,8 +6,10 @@ import itertools
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torchmetrics.retrieval import RetrievalRPrecision
 
 from villa_dist.evaluate.retrieval import precision_at_relevant, r_precision
 
@@ -79,12 +81,10 @@ def test_a_perfect_model_scores_one_and_the_order_of_rows_does_not_matter() -> N
 
 
 def test_it_equals_torchmetrics() -> None:
-    torchmetrics = pytest.importorskip("torchmetrics.retrieval")
-    torch = pytest.importorskip("torch")
     random = np.random.default_rng(1)
     score, relevant = random.random((30, 12)), random.random((30, 12)) < 0.3
     relevant[:, 0] = True
-    metric = torchmetrics.RetrievalRPrecision()
+    metric = RetrievalRPrecision()
     indexes = torch.arange(30)[:, None].expand(30, 12).reshape(-1)
     expected = metric(torch.tensor(score.reshape(-1)), torch.tensor(relevant.reshape(-1)), indexes=indexes)
     assert precision_at_relevant(score, relevant).mean() == pytest.approx(float(expected), abs=1e-6)

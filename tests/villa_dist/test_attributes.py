@@ -135,7 +135,8 @@ def test_a_vocabulary_survives_its_file(tmp_path: Path) -> None:
     with pytest.raises(ShardError, match=r"vocabulary\.parquet does not exist"):
         vocabulary.read(store)
     made = vocabulary.build(GIVEN, Counter({0: 5, 1: 1, 2: 2}), 1)
-    vocabulary.write(store, made)
+    vocabulary.write(store, made, {"vocabulary.min_count": 1})
+    assert vocabulary.choice(store) == {"vocabulary.min_count": 1}
     assert vocabulary.read(store) == made
     assert len(made) == 3
 

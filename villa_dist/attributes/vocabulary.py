@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import pyarrow as pa
 
@@ -13,6 +16,7 @@ from shards.errors import VillaError
 from shards.store import Store
 
 NAME = "vocabulary.parquet"
+CHOICE = "vocabulary.json"
 SCHEMA = pa.schema(
     [
         ("attribute", pa.int32()),
@@ -64,7 +68,9 @@ def build(phrases: list[dict[str, object]], counts: Counter[int], min_count: int
     )
 
 
-def write(store: Store, vocabulary: Vocabulary) -> None:
+def write(store: Store, vocabulary: Vocabulary, choice: Mapping[str, Any]) -> None:
+    """choice: the settings that chose these phrases, kept beside them."""
+    store.put(CHOICE, json.dumps(choice, indent=1, sort_keys=True).encode())
     columns = {
         "attribute": list(range(len(vocabulary))),
         "phrase": list(vocabulary.phrases),
@@ -73,6 +79,17 @@ def write(store: Store, vocabulary: Vocabulary) -> None:
         "prompts": [list(p) for p in vocabulary.prompts],
     }
     store.put(NAME, sidecar.to_bytes(sidecar.table(SCHEMA, columns)))
+
+
+def choice(store: Store) -> dict[str, Any] | None:
+    """The settings that chose the phrases; None where there is no vocabulary, or they are not readable."""
+    if not store.exists(NAME) or not store.exists(CHOICE):
+        return None
+    try:
+        found = json.loads(store.read(CHOICE))
+    except ValueError:
+        return None
+    return found if isinstance(found, dict) else None
 
 
 def read(store: Store) -> Vocabulary:
