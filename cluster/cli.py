@@ -13,6 +13,8 @@ from typing import Annotated, Any
 
 import typer
 
+from cluster import shards_cli
+from cluster.result import emit, keep_stdout
 from shards.errors import VillaError
 from shards.store import Store
 from villa_dist import __version__
@@ -26,6 +28,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+app.add_typer(shards_cli.app)
 ConfigArgument = Annotated[str, typer.Argument(help="a YAML config, for example configs/quickstart.yaml")]
 SetOption = Annotated[
     list[str] | None, typer.Option("--set", help="KEY=VALUE, for example train.steps=800; repeatable")
@@ -33,7 +36,6 @@ SetOption = Annotated[
 ForceOption = Annotated[bool, typer.Option("--force", help="redo stages whose config or inputs have changed")]
 
 INTERRUPTED = 130
-_RESULT = -1  # the descriptor of the real stdout
 
 
 class Interrupted(BaseException):
@@ -42,10 +44,7 @@ class Interrupted(BaseException):
 
 def main() -> None:
     """The console script. Libraries that print to stdout must not spoil the result line: they get stderr."""
-    global _RESULT
-    _RESULT = os.dup(1)
-    if "--help" not in sys.argv:
-        os.dup2(2, 1)
+    keep_stdout(redirect="--help" not in sys.argv)
     set_up_logging()
     signal.signal(signal.SIGINT, _interrupt)  # also where a script started us with SIGINT ignored
     signal.signal(signal.SIGTERM, _interrupt)
@@ -75,13 +74,6 @@ def _run_app() -> int:
 
 def _interrupt(signum: int, frame: object) -> None:
     raise Interrupted
-
-
-def emit(result: dict[str, Any]) -> None:
-    """The result line."""
-    line = (json.dumps(result, ensure_ascii=False) + "\n").encode()
-    while line:
-        line = line[os.write(_RESULT if _RESULT >= 0 else 1, line) :]
 
 
 @contextmanager

@@ -17,9 +17,8 @@ import ray
 from ray.exceptions import GetTimeoutError, RayError
 
 from shards.errors import VillaError
+from shards.work import Job, UnitWorker
 from villa_dist.observe import LOG
-from villa_dist.stages.base import ShardStage, StageRequest
-from villa_dist.stages.registry import make_stage
 
 POLL_SECONDS = 1.0
 NODE_CHECK_SECONDS = 5.0
@@ -28,21 +27,21 @@ START_FAILURES = 10
 
 
 class ShardWorker:
-    """Runs in an actor. Keeps the stage of the last request, with the model it loaded."""
+    """Runs in an actor. Keeps the worker of the last job, with the model it loaded."""
 
     def __init__(self) -> None:
-        self._request: StageRequest | None = None
-        self._stage: ShardStage | None = None
+        self._job: Job | None = None
+        self._worker: UnitWorker | None = None
 
     def node(self) -> str:
         return str(ray.get_runtime_context().get_node_id())
 
-    def process(self, request: StageRequest, shard: str) -> VillaError | None:
+    def process(self, job: Job, shard: str) -> VillaError | None:
         """Commit one shard. What a user can mend is returned, not raised: it would fail anywhere, so no retry."""
         try:
-            if self._stage is None or request != self._request:
-                self._stage, self._request = make_stage(request), request
-            self._stage.process(shard)
+            if self._worker is None or job != self._job:
+                self._worker, self._job = job.worker(), job
+            self._worker.process(shard)
         except VillaError as error:
             return error
         return None
@@ -69,8 +68,8 @@ class ActorPool:
         self._checked = 0.0
         self._failed_starts = 0
 
-    def run(self, request: StageRequest, shards: Sequence[str], done: Callable[[str], None]) -> None:
-        """Process every shard. Raises: VillaError from a stage, or naming a shard that failed `attempts` times."""
+    def run(self, job: Job, shards: Sequence[str], done: Callable[[str], None]) -> None:
+        """Process every shard. Raises: VillaError from a worker, or naming a shard that failed `attempts` times."""
         queue, tries = deque(shards), dict.fromkeys(shards, 0)
         left = set(shards)
         try:
@@ -79,7 +78,7 @@ class ActorPool:
                 while self._idle and queue:
                     actor, shard = self._idle.pop(), queue.popleft()
                     tries[shard] += 1
-                    self._leases[actor.process.remote(request, shard)] = Lease(actor, shard, time.monotonic())
+                    self._leases[actor.process.remote(job, shard)] = Lease(actor, shard, time.monotonic())
                 for lease, outcome in self._wait():
                     if outcome is None:
                         left.discard(lease.shard)

@@ -9,8 +9,8 @@ import ray
 from cluster.pool import ActorPool
 from cluster.session import DRIVER_SLACK
 from cluster.train import train_on_ray
+from shards.work import Job
 from villa_dist.config import RayConfig
-from villa_dist.stages.base import StageRequest
 from villa_dist.train.jobs import TrainRequest
 
 
@@ -22,8 +22,8 @@ class RayRunner:
         workers = config.workers or max(cpus - DRIVER_SLACK, 1)
         self._pool = ActorPool(workers, config.shard_timeout_seconds, config.attempts)
 
-    def shards(self, request: StageRequest, shards: Sequence[str], done: Callable[[str], None]) -> None:
-        self._pool.run(request, shards, done)
+    def shards(self, job: Job, shards: Sequence[str], done: Callable[[str], None]) -> None:
+        self._pool.run(job, shards, done)
 
     def train(self, request: TrainRequest) -> None:
         self._pool.close()

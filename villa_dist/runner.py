@@ -17,15 +17,14 @@ from typing import Any, Protocol
 from torch.multiprocessing.spawn import ProcessExitedException, ProcessRaisedException, start_processes
 
 from shards.errors import VillaError
-from villa_dist.stages.base import StageRequest
-from villa_dist.stages.registry import make_stage
+from shards.work import Job, run_here
 from villa_dist.train.jobs import TrainRequest, run_request
 
 
 class Runner(Protocol):
     """Raises what the work raises: VillaError for what a user can mend."""
 
-    def shards(self, request: StageRequest, shards: Sequence[str], done: Callable[[str], None]) -> None:
+    def shards(self, job: Job, shards: Sequence[str], done: Callable[[str], None]) -> None:
         """Process `shards`, in any order; `done(shard)` after each commit."""
         ...
 
@@ -37,11 +36,8 @@ class Runner(Protocol):
 class LocalRunner:
     """Everything in this process; training with several workers spawns them on this host."""
 
-    def shards(self, request: StageRequest, shards: Sequence[str], done: Callable[[str], None]) -> None:
-        stage = make_stage(request)
-        for shard in shards:
-            stage.process(shard)
-            done(shard)
+    def shards(self, job: Job, shards: Sequence[str], done: Callable[[str], None]) -> None:
+        run_here(job, shards, done)
 
     def train(self, request: TrainRequest) -> None:
         world = request.optim.workers

@@ -35,6 +35,12 @@ class StageRequest:
     def dataset(self) -> str:
         return f"{self.run}/{self.split}"
 
+    def worker(self) -> ShardStage:
+        """Raises: VillaError when there is no such stage."""
+        from villa_dist.stages.registry import make_stage  # the registry imports the stages, which import this module
+
+        return make_stage(self)
+
     def output(self) -> StageFolder:
         return StageFolder(self.dataset, self.folder)
 

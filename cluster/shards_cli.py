@@ -1,0 +1,30 @@
+"""`villa shards`: tools for shards, on local paths or s3://, alike on one process and on Ray."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import typer
+
+from shards.work import RunUnits, run_here
+from villa_dist.config import RayConfig
+
+app = typer.Typer(name="shards", help="Pack, reshard, verify and look at shards.", no_args_is_help=True)
+
+
+@contextmanager
+def units_on(workers: int | None, address: str | None = None) -> Iterator[RunUnits]:
+    """Runs jobs in this process (workers: 1), or on that many Ray actors; None: one a CPU."""
+    if workers == 1 and not address:
+        yield run_here
+        return
+    from cluster.session import RaySession
+
+    config = RayConfig(workers=workers, address=address)
+    with RaySession(config):
+        from cluster.runner import RayRunner
+
+        runner = RayRunner(config)
+        yield runner.shards
+        runner.close()
