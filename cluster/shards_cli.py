@@ -28,3 +28,10 @@ def units_on(workers: int | None, address: str | None = None) -> Iterator[RunUni
         runner = RayRunner(config)
         yield runner.shards
         runner.close()
+
+
+def register() -> None:
+    """Add the commands. They import this module for `units_on`, so they are imported here."""
+    from cluster.commands import reshard
+
+    app.command("reshard")(reshard.command)
