@@ -32,10 +32,13 @@ def member_digest(data: bytes | memoryview) -> bytes:
 
 def hash_of(key: str, digests: Iterable[tuple[str, bytes]]) -> int:
     """`sample_hash` from the members' digests."""
-    outer = hashlib.blake2b(key.encode("utf-8", "surrogateescape"), digest_size=16)
-    for suffix, digest in sorted(digests, key=lambda m: m[0]):
-        outer.update(b"\0" + suffix.encode() + b"\0" + digest)
-    return int.from_bytes(outer.digest(), "big")
+    parts = [key.encode("utf-8", "surrogateescape")]
+    parts += [b"\0" + suffix.encode() + b"\0" + digest for suffix, digest in sorted(digests, key=_suffix)]
+    return int.from_bytes(hashlib.blake2b(b"".join(parts), digest_size=16).digest(), "big")
+
+
+def _suffix(member: tuple[str, bytes]) -> str:
+    return member[0]
 
 
 @dataclass
@@ -79,10 +82,14 @@ class Conservation:
 
 def keys_digest(keys: Iterable[str]) -> SampleDigest:
     """The order-independent digest of keys alone, which every sidecar shares with its base shard."""
-    digest = SampleDigest()
-    for key in keys:
-        digest.add(sample_hash(key, ()))
-    return digest
+    hashes = key_hashes(keys)
+    return SampleDigest(len(hashes), sum(hashes) % MODULUS)
+
+
+def key_hashes(keys: Iterable[str]) -> list[int]:
+    """`sample_hash` of each key without members."""
+    blake, number = hashlib.blake2b, int.from_bytes
+    return [number(blake(k.encode("utf-8", "surrogateescape"), digest_size=16).digest(), "big") for k in keys]
 
 
 def difference(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[str]:

@@ -12,6 +12,7 @@ from functools import cached_property
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from shards.digest import hash_of
@@ -33,16 +34,19 @@ SCHEMA = pa.schema(
 
 def moved(table: pa.Table, offsets: np.ndarray) -> pa.Table:
     """An index table whose samples start at `offsets` instead; members keep their places within their sample."""
-    table = table.combine_chunks()
     shift = offsets - table["offset"].to_numpy()
-    column = table["member_offsets"].combine_chunks()
-    if isinstance(column, pa.ChunkedArray):
-        column = column.chunk(0) if column.num_chunks else pa.array([], column.type)
-    starts = column.offsets.to_numpy()
-    values = column.values.to_numpy()[starts[0] : starts[-1]] + np.repeat(shift, np.diff(starts))
-    lists = pa.ListArray.from_arrays(pa.array(starts - starts[0], pa.int32()), pa.array(values, pa.int64()))
+    counts = pc.list_value_length(table["member_offsets"]).to_numpy()
+    values = flat(table["member_offsets"]).to_numpy() + np.repeat(shift, counts)
+    starts = np.concatenate([[0], np.cumsum(counts)])
+    lists = pa.ListArray.from_arrays(pa.array(starts, pa.int32()), pa.array(values, pa.int64()))
     table = table.set_column(1, SCHEMA.field("offset"), pa.array(offsets, pa.int64()))
     return table.set_column(4, SCHEMA.field("member_offsets"), lists)
+
+
+def flat(column: pa.ChunkedArray) -> pa.Array:
+    """The entries of a list column, end to end."""
+    found = pc.list_flatten(column)
+    return found.combine_chunks() if isinstance(found, pa.ChunkedArray) else found
 
 
 class ShardIndex:
@@ -52,9 +56,6 @@ class ShardIndex:
         self.table = table
         self.offsets = table["offset"].to_numpy()
         self.lengths = table["length"].to_numpy()
-        self._suffixes = table["suffixes"].to_pylist()
-        self._member_offsets = table["member_offsets"].to_pylist()
-        self._member_sizes = table["member_sizes"].to_pylist()
 
     def __len__(self) -> int:
         return len(self.offsets)
@@ -63,9 +64,28 @@ class ShardIndex:
     def keys(self) -> list[str]:
         return self.table["key"].to_pylist()  # type: ignore[no-any-return]
 
+    @cached_property
+    def suffixes(self) -> list[list[str]]:
+        return self.table["suffixes"].to_pylist()  # type: ignore[no-any-return]
+
+    @cached_property
+    def _places(self) -> list[list[tuple[int, int]]]:
+        at, size = self.table["member_offsets"].to_pylist(), self.table["member_sizes"].to_pylist()
+        return [list(zip(a, s, strict=True)) for a, s in zip(at, size, strict=True)]
+
     def members(self, row: int) -> list[tuple[str, int, int]]:
         """(suffix, offset, size) of each member of a sample; offsets from the start of the tar."""
-        return list(zip(self._suffixes[row], self._member_offsets[row], self._member_sizes[row], strict=True))
+        return [(suffix, *place) for suffix, place in zip(self.suffixes[row], self._places[row], strict=True)]
+
+    def flat_members(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """(offset of each of M members, size of each, number of members of each of N samples), in tar order."""
+        at, size = flat(self.table["member_offsets"]), flat(self.table["member_sizes"])
+        counts = pc.list_value_length(self.table["member_offsets"])
+        return at.to_numpy(), size.to_numpy(), counts.to_numpy().astype(np.int64)
+
+    def flat_digests(self) -> list[bytes]:
+        """The digest of each of M members, of an index that is `hashed`."""
+        return flat(self.table["digests"]).to_pylist()  # type: ignore[no-any-return]
 
     @classmethod
     def of(cls, samples: Sequence[Sample], digests: Sequence[Sequence[bytes]] | None = None) -> ShardIndex:
@@ -92,7 +112,7 @@ class ShardIndex:
 
     def sample_hashes(self) -> list[int]:
         """`shards.digest.sample_hash` of each sample, from the digests of its members."""
-        rows = zip(self.keys, self._suffixes, self.member_digests(), strict=True)
+        rows = zip(self.keys, self.suffixes, self.member_digests(), strict=True)
         return [hash_of(key, zip(suffixes, digests, strict=True)) for key, suffixes, digests in rows]
 
     def take(self, rows: np.ndarray, offsets: np.ndarray) -> ShardIndex:

@@ -17,6 +17,7 @@ from shards.index import SCHEMA, ShardIndex, moved
 from shards.reshard.work import Bytes
 from shards.tar import BLOCK, END, Scan, TarWriter, group, walk
 
+CHUNK = 1024  # headers looked at together
 NAME, SIZE, CHECKSUM = slice(0, 100), slice(124, 136), slice(148, 156)
 _OCTAL = 8 ** np.arange(10, -1, -1, dtype=np.int64)
 
@@ -85,19 +86,26 @@ class Copier:
 
     def _hash(self, pieces: Pieces) -> pa.Table:
         """The digests of the bytes that are copied, held against the recorded ones."""
-        rows, found = ShardIndex(pieces.table), []
-        recorded = rows.member_digests() if rows.hashed else None
-        for row, (key, source) in enumerate(zip(rows.keys, pieces.source.tolist(), strict=True)):
-            members, view = rows.members(row), pieces.files[source].view
-            digests = [member_digest(view[at : at + size]) for _, at, size in members]
-            if recorded is not None and recorded[row] != digests:
-                raise ShardError(
-                    f"{pieces.places[source]}: sample {key!r} no longer has the content its index recorded; restore the "
-                    "shard, or leave the sample out by --exclude"
-                )
-            self.digest.add(hash_of(key, zip((s for s, _, _ in members), digests, strict=True)))
-            found.append(digests)
-        return pieces.table.set_column(6, SCHEMA.field("digests"), pa.array(found, SCHEMA.field("digests").type))
+        rows = ShardIndex(pieces.table)
+        at, size, count = rows.flat_members()
+        view_of = {source: file.view for source, file in pieces.files.items()}
+        of = np.repeat(pieces.source, count).tolist()
+        places = zip(of, at.tolist(), size.tolist(), strict=True)
+        digests = [member_digest(view_of[s][a : a + n]) for s, a, n in places]
+        if rows.hashed and digests != rows.flat_digests():
+            wrong = next(i for i, (a, b) in enumerate(zip(digests, rows.flat_digests(), strict=True)) if a != b)
+            row = int(np.searchsorted(np.cumsum(count), wrong, side="right"))
+            raise ShardError(
+                f"{pieces.places[int(pieces.source[row])]}: sample {rows.keys[row]!r} no longer has the content its index "
+                "recorded; restore the shard, or leave the sample out by --exclude"
+            )
+        edges = np.concatenate([[0], np.cumsum(count)]).tolist()
+        for row, (key, suffixes) in enumerate(zip(rows.keys, rows.suffixes, strict=True)):
+            self.digest.add(hash_of(key, zip(suffixes, digests[edges[row] : edges[row + 1]], strict=True)))
+        field = SCHEMA.field("digests")
+        flat = pa.array(digests, field.type.value_type)
+        lists = pa.ListArray.from_arrays(pa.array(edges, pa.int32()), flat, type=field.type)
+        return pieces.table.set_column(6, field, lists)
 
     def _rewrite(self, pieces: Pieces) -> None:
         """Append a sample whose members are not adjacent, with new headers and nothing else that lay between."""
@@ -135,12 +143,8 @@ def check_written(path: str, index: ShardIndex) -> None:
 
 def _all_plain(view: memoryview, index: ShardIndex) -> bool:
     """The check for tars that have one plain header before each member, over all headers at once."""
-    table = index.table.combine_chunks()
-    lists = table["member_offsets"].combine_chunks()
-    lists = lists.chunk(0) if isinstance(lists, pa.ChunkedArray) else lists
-    counts = lists.value_lengths().to_numpy()
-    at = np.asarray(lists.flatten().to_numpy())
-    sizes = np.asarray(table["member_sizes"].combine_chunks().flatten().to_numpy())
+    table = index.table
+    at, sizes, counts = index.flat_members()
     if not len(at):
         return len(view) == len(END)
     next_header = np.append(at[1:] - BLOCK, len(view) - len(END))
@@ -150,11 +154,13 @@ def _all_plain(view: memoryview, index: ShardIndex) -> bool:
     if not np.array_equal(at[firsts] - BLOCK, index.offsets) or any(view[-len(END) :]):
         return False
     whole = np.frombuffer(view, np.uint8)
-    for low in range(0, len(at), 8192):
-        headers = whole[(at[low : low + 8192] - BLOCK)[:, None] + np.arange(BLOCK)]
-        if not _sound(headers, sizes[low : low + 8192]):
+    names = []
+    for low in range(0, len(at), CHUNK):
+        headers = whole[(at[low : low + CHUNK] - BLOCK)[:, None] + np.arange(BLOCK)]
+        if not _sound(headers, sizes[low : low + CHUNK]):
             return False
-    return _names(whole, at) == _expected(table)
+        names += [n.lower() for n in np.ascontiguousarray(headers[:, NAME]).view("S100").reshape(-1).tolist()]
+    return names == _expected(table)
 
 
 def _sound(headers: np.ndarray, sizes: np.ndarray) -> bool:
@@ -163,15 +169,8 @@ def _sound(headers: np.ndarray, sizes: np.ndarray) -> bool:
     field = headers[:, SIZE][:, :11].astype(np.int64) - ord("0")
     if (recorded < 0).any() or (recorded > 7).any() or (field < 0).any() or (field > 7).any():
         return False
-    blanked = headers.astype(np.int64)
-    blanked[:, CHECKSUM] = ord(" ")
-    sums = (recorded * _OCTAL[-6:]).sum(1)
-    return bool(np.array_equal(sums, blanked.sum(1)) and np.array_equal((field * _OCTAL).sum(1), sizes))
-
-
-def _names(whole: np.ndarray, at: np.ndarray) -> list[bytes]:
-    raw = whole[(at - BLOCK)[:, None] + np.arange(100)].copy().view("S100").reshape(-1).tolist()
-    return [name.lower() for name in raw]
+    found = headers.sum(1, dtype=np.int64) - headers[:, CHECKSUM].sum(1, dtype=np.int64) + 8 * ord(" ")
+    return bool(np.array_equal(recorded @ _OCTAL[-6:], found) and np.array_equal(field @ _OCTAL, sizes))
 
 
 def _expected(table: pa.Table) -> list[bytes]:

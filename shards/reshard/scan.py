@@ -13,10 +13,10 @@ import numpy as np
 import pyarrow as pa
 from jaxtyping import Bool, UInt8
 
-from shards import sidecar
+from shards import digest, sidecar
 from shards.commit import Attempt, Marker, Output, StageFolder
 from shards.decode import IMAGE_SUFFIXES
-from shards.digest import SampleDigest, hash_of, member_digest, sample_hash
+from shards.digest import SampleDigest, hash_of, member_digest
 from shards.errors import VillaError
 from shards.index import SCHEMA, ShardIndex
 from shards.reader import scan_tar
@@ -58,7 +58,7 @@ class Keys:
 
 
 def key_hashes(keys: list[str]) -> np.ndarray:
-    return np.array([sample_hash(k, ()) & ((1 << 64) - 1) for k in keys], np.uint64)
+    return np.array([h & ((1 << 64) - 1) for h in digest.key_hashes(keys)], np.uint64)
 
 
 @dataclass(frozen=True)
@@ -156,7 +156,7 @@ class ScanWorker:
 
     def _proof(self, index: ShardIndex) -> list[int]:
         """A number a sample, whose sum proves conservation: of its content where it is hashed, else of its key."""
-        return index.sample_hashes() if self.options.hashed else [sample_hash(k, ()) for k in index.keys]
+        return index.sample_hashes() if self.options.hashed else digest.key_hashes(index.keys)
 
     def _quarantine(self, attempt: Attempt, unit: str, rows: list[tuple[str, str, str]]) -> None:
         place = self.sources.place(int(unit))
@@ -179,7 +179,7 @@ class ScanWorker:
             fingerprint=self.job.fingerprint,
             input_digest=self.sources.sha256[int(unit)],
             samples=int(kept.sum()),
-            keys_digest=total([sample_hash(k, ()) for k in found.index.keys], kept).hex,
+            keys_digest="",  # what is kept is known after the duplicates are
             outputs=outputs,
             came_in=len(found.index) + len(found.quarantine),
             refused=refused,
@@ -199,7 +199,7 @@ def is_gapped(sample: Sample) -> bool:
 def identities(index: ShardIndex, by: str, place: str) -> list[int]:
     """What makes samples the same: equal keys, equal contents of all members (content), or of the image alone."""
     if by == "key":
-        return [sample_hash(k, ()) for k in index.keys]
+        return digest.key_hashes(index.keys)
     if not index.hashed:
         raise VillaError(
             f"--dedupe {by}: the contents of {place} were not hashed when it was written; use --dedupe key"
@@ -212,10 +212,10 @@ def identities(index: ShardIndex, by: str, place: str) -> list[int]:
 
 
 def total(values: list[int], chosen: Bool[np.ndarray, " N"]) -> SampleDigest:
-    digest = SampleDigest()
-    for row in np.flatnonzero(chosen).tolist():
-        digest.add(values[row])
-    return digest
+    if chosen.all():
+        return SampleDigest(len(values), sum(values) % digest.MODULUS)
+    rows = np.flatnonzero(chosen).tolist()
+    return SampleDigest(len(rows), sum(values[row] for row in rows) % digest.MODULUS)
 
 
 def hash_file(identity: list[int], proof: list[int], rows: np.ndarray) -> bytes:
