@@ -102,6 +102,10 @@ def sample_text(members: dict[str, bytes], fields: tuple[str, ...] = ("text", "c
     else:
         values = decode_json(members["json"]) if "json" in members else {}
         text = next((values[f] for f in fields if isinstance(values.get(f), str) and values[f].strip()), "")
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:  # JSON can escape half a character
+        raise DecodeError("not_utf8", f"half a surrogate pair at character {error.start}") from error
     if not text.strip():
         found = ", ".join(f".{s}" for s in members) or "nothing"
         raise DecodeError("no_text", f"no text in a .txt or .json member; found {found}")

@@ -10,10 +10,12 @@ import io
 from collections.abc import Sequence
 from functools import cached_property
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from shards.errors import ShardError
+from shards.sidecar import conformed, list_column
 from shards.tar import Sample
 
 SCHEMA = pa.schema(
@@ -69,14 +71,38 @@ class ShardIndex:
 
     @classmethod
     def from_bytes(cls, data: bytes, place: str) -> ShardIndex:
-        """Raises: ShardError when `data` is not an index; `place` names it."""
+        """Raises: ShardError when `data` is not an index, or one that no tar can have; `place` names it."""
+        remedy = "remove it and its marker, then run again"
         try:
             table = pq.read_table(io.BytesIO(data))
             names = table.column_names
             if names == SCHEMA.names:
+                table = conformed(table, SCHEMA)
+                _check(table)
                 return cls(table)
         except (pa.ArrowException, OSError, UnicodeError, ValueError) as error:
-            raise ShardError(
-                f"index {place} is not readable ({error}); remove it and its marker, then run again"
-            ) from error
-        raise ShardError(f"index {place} has columns {names}, expected {SCHEMA.names}")
+            raise ShardError(f"index {place} is not readable ({error}); {remedy}") from error
+        raise ShardError(f"index {place} has columns {names}, expected {SCHEMA.names}; {remedy}")
+
+
+def _check(table: pa.Table) -> None:
+    """Members lie in their sample and samples in the tar, in order. Raises: ValueError naming the first row that is wrong.
+
+    Letters: N samples, M members.
+    """
+    from_N, length_N = table["offset"].to_numpy(), table["length"].to_numpy()
+    _, at_N = list_column(table, "suffixes")
+    from_M, members_at = list_column(table, "member_offsets")
+    size_M, sizes_at = list_column(table, "member_sizes")
+    if not (np.array_equal(at_N, members_at) and np.array_equal(at_N, sizes_at)):
+        raise ValueError("its rows list another number of suffixes than of member offsets or sizes")
+    count_N = np.diff(at_N)
+    row_M = np.repeat(np.arange(len(from_N)), count_N)
+    wrong_N = (count_N == 0) | (from_N < 0) | (length_N <= 0) | (from_N > (1 << 62)) | (length_N > (1 << 62))
+    wrong_N[1:] |= from_N[1:] < from_N[:-1] + length_N[:-1]
+    limit_M = (from_N + length_N)[row_M]
+    wrong_M = (size_M < 0) | (from_M < from_N[row_M]) | (size_M > limit_M - from_M)
+    wrong_N[row_M[wrong_M]] = True
+    if wrong_N.any():
+        raise ValueError(f"row {int(wrong_N.argmax())} names bytes that no tar has there")
+

@@ -6,6 +6,7 @@ A manifest is derived: it can be removed and is rebuilt from the markers. Its `d
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -17,6 +18,7 @@ from shards.digest import SampleDigest, fingerprint
 from shards.errors import ShardError, StaleStageError
 
 NAME = "manifest.parquet"
+HEX = re.compile(r"[0-9a-f]{1,32}")
 SCHEMA = pa.schema(
     [
         ("shard", pa.string()),
@@ -105,6 +107,9 @@ def read(stage: StageFolder) -> Manifest:
         )
     place = stage.store.path(NAME)
     found = sidecar.from_bytes(stage.store.read(NAME), place, SCHEMA).to_pydict()
+    counted = [*found["samples"], *found["bytes"], *found["came_in"], *found["refused"]]
+    if any(n < 0 for n in counted) or not all(HEX.fullmatch(d) for d in found["keys_digest"]):
+        raise ShardError(f"manifest {place} holds a count or a digest that is none; remove it and run the stage again")
     return Manifest(
         stage.stage,
         tuple(found["shard"]),
