@@ -53,6 +53,21 @@ def decode_image(data: bytes, max_pixels: int = MAX_PIXELS) -> np.ndarray:
         raise DecodeError("undecodable_image", detail) from error
 
 
+def upright_size(data: bytes) -> tuple[int, int]:
+    """(width, height) in pixels as decoded, EXIF orientation applied, from the header alone.
+
+    Raises: DecodeError(undecodable_image).
+    """
+    try:
+        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+            width, height = image.size
+            turned = image.getexif().get(0x0112, 1) in (5, 6, 7, 8)
+    except Exception as error:  # PIL raises a dozen kinds, SyntaxError and struct.error among them
+        detail = ADDRESS.sub("", f"{type(error).__name__}: {error}")
+        raise DecodeError("undecodable_image", detail) from error
+    return (height, width) if turned else (width, height)
+
+
 def _to_rgb(image: Image.Image) -> np.ndarray:
     image.load()
     upright = ImageOps.exif_transpose(image)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import pyarrow as pa
 
@@ -75,18 +76,25 @@ def write(stage: StageFolder, shards: Sequence[str]) -> Manifest:
             f"{stage.store.path()} holds {len(strangers)} shards committed under another config, such as {strangers[0]} (a "
             "worker of an earlier run came back late); repeat with --force to redo the stage"
         )
-    columns = {
-        "shard": [m.shard for m in markers],
-        "samples": [m.samples for m in markers],
-        "bytes": [_main(m)[0] for m in markers],
-        "sha256": [_main(m)[1] for m in markers],
-        "keys_digest": [m.keys_digest for m in markers],
-        "came_in": [m.came_in for m in markers],
-        "refused": [sum(m.refused.values()) for m in markers],
-        "fingerprint": [m.fingerprint for m in markers],
-    }
+    rows = [row_of(m) for m in markers]
+    columns = {name: [row[name] for row in rows] for name in SCHEMA.names}
     stage.store.put(NAME, sidecar.to_bytes(sidecar.table(SCHEMA, columns)))
     return read(stage)
+
+
+def row_of(marker: Marker) -> dict[str, Any]:
+    """What the manifest says of one committed shard."""
+    size, digest = _main(marker)
+    return {
+        "shard": marker.shard,
+        "samples": marker.samples,
+        "bytes": size,
+        "sha256": digest,
+        "keys_digest": marker.keys_digest,
+        "came_in": marker.came_in,
+        "refused": sum(marker.refused.values()),
+        "fingerprint": marker.fingerprint,
+    }
 
 
 def _main(marker: Marker) -> tuple[int, str]:
