@@ -29,7 +29,9 @@ class Finding:
         return SEVERITIES.index(self.severity), self.kind, self.place, self.found
 
     def line(self) -> str:
-        return f"{self.severity}: {self.kind}: {self.place}: expected {self.expected}, found {self.found}; {self.remedy}"
+        return (
+            f"{self.severity}: {self.kind}: {self.place}: expected {self.expected}, found {self.found}; {self.remedy}"
+        )
 
 
 @dataclass

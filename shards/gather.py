@@ -76,8 +76,8 @@ def gather(
                 found = json.loads(store.read(name))
             except ShardError as error:
                 raise VillaError(
-                    f"the result of {unit} is not in {folder}: workers on other machines do not reach it; name a place that all "
-                    "of them reach with --scratch (s3://… or a shared folder)"
+                    f"the result of {unit} is not in {folder}: workers on other machines do not reach it; name a place that "
+                    "all of them reach with --scratch (s3://… or a shared folder)"
                 ) from error
             store.remove(name)
             take(unit, found)

@@ -105,4 +105,3 @@ def _check(table: pa.Table) -> None:
     wrong_N[row_M[wrong_M]] = True
     if wrong_N.any():
         raise ValueError(f"row {int(wrong_N.argmax())} names bytes that no tar has there")
-

@@ -1,4 +1,4 @@
-"""Whether a marker's JSON is what a marker is: every field there, of its type, and written as `Marker.to_bytes` writes it."""
+"""Whether a marker's JSON is what a marker is: every field there, and of its type."""
 
 from __future__ import annotations
 
@@ -11,8 +11,15 @@ from shards.commit import Marker
 from shards.errors import ShardError
 
 TEXTS = (
-    "shard", "stage", "fingerprint", "input_digest", "keys_digest", "came_in_digest", "refused_digest", "content_digest",
-)  # fmt: skip
+    "shard",
+    "stage",
+    "fingerprint",
+    "input_digest",
+    "keys_digest",
+    "came_in_digest",
+    "refused_digest",
+    "content_digest",
+)
 DIGEST = re.compile(r"[0-9a-f]{32}")
 SHA256 = re.compile(r"[0-9a-f]{64}")
 
@@ -26,7 +33,9 @@ def read_marker(data: bytes, place: str) -> Marker:
     except (ValueError, RecursionError) as error:
         problem = str(error)
     if problem:
-        raise ShardError(f"marker {place} is damaged ({ascii(problem)[1:-1]}); remove it and run again: the shard is redone")
+        raise ShardError(
+            f"marker {place} is damaged ({ascii(problem)[1:-1]}); remove it and run again: the shard is redone"
+        )
     return Marker.from_bytes(data, place)
 
 

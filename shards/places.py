@@ -22,8 +22,8 @@ WILD = "*?["
 
 @dataclass(frozen=True)
 class Place:
-    """kind: dataset (url its folder, stages its folders), stage (likewise, with one of them) or tars (url the folder that the
-    names in `tars` are below)."""
+    """kind: dataset (url its folder, stages its folders), stage (likewise, with one of them) or tars (url the folder that
+    the names in `tars` are below)."""
 
     kind: str
     url: str
@@ -50,10 +50,12 @@ def look_at(path: str) -> Place:
 
 
 def find_tars(path: str) -> Place:
-    """The tars of a folder, of a glob, or the one named. Raises: VillaError where there are none, or a committed stage is."""
+    """The tars of a folder, of a glob, or the one named. Raises: VillaError where there are none, or committed shards."""
     place = look_at(path)
     if place.kind != "tars":
-        raise VillaError(f"{path!r} is a {place.kind} of committed shards, whose indices are written with them; name foreign tars")
+        raise VillaError(
+            f"{path!r} is a {place.kind} of committed shards, whose indices are written with them; name foreign tars"
+        )
     return place
 
 
@@ -98,9 +100,13 @@ def _tars(path: str, root: str, names: list[str]) -> Place:
         store = Store(root)
         inside = [n for n in folders(store) if stages_of(store.child(n))] if root == path else []
         if inside:
-            raise VillaError(f"{path!r} holds several data sets; name one of them: {', '.join(f'{path}/{n}' for n in inside)}")
+            raise VillaError(
+                f"{path!r} holds several data sets; name one of them: {', '.join(f'{path}/{n}' for n in inside)}"
+            )
         there = "holds neither committed stages nor .tar shards" if store.exists() else "does not exist"
-        raise VillaError(f"{path!r} {there}; name a data set (the folder with base/), one of its stages, or a folder of tars")
+        raise VillaError(
+            f"{path!r} {there}; name a data set (the folder with base/), one of its stages, or a folder of tars"
+        )
     return Place("tars", root, tars=tuple(names))
 
 

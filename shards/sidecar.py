@@ -87,7 +87,9 @@ def from_bytes(data: bytes, place: str, schema: pa.Schema | None = None) -> pa.T
     try:
         return conformed(found, schema) if schema else found
     except (pa.ArrowException, UnicodeError, ValueError) as error:
-        raise ShardError(f"sidecar {place} is not as its stage writes it: {error}; redo the stage with --force") from error
+        raise ShardError(
+            f"sidecar {place} is not as its stage writes it: {error}; redo the stage with --force"
+        ) from error
 
 
 def conformed(found: pa.Table, schema: pa.Schema) -> pa.Table:

@@ -182,8 +182,8 @@ def _rest_is_zero(data: memoryview, at: int, chunk: int = 1 << 20) -> bool:
 
 
 class _HeaderFile:
-    """What `tarfile` may read of a tar: headers, and their extensions up to a size, since it takes a size at its word and its
-    patterns take quadratic time on long numbers."""
+    """What `tarfile` may read of a tar: headers, and their extensions up to a size, since it takes a size at its word and
+    its patterns take quadratic time on long numbers."""
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
@@ -205,7 +205,7 @@ def _walk_tarfile(data: memoryview, file: BinaryIO, start: int, scan: Scan) -> I
     file.seek(start)
     previous = start
     try:
-        with tarfile.open(fileobj=_HeaderFile(file), mode="r:", errorlevel=2, encoding="utf-8") as tar:  # type: ignore[arg-type]
+        with tarfile.open(fileobj=_HeaderFile(file), mode="r:", errorlevel=2, encoding="utf-8") as tar:  # type: ignore[call-overload]
             for info in tar:
                 if info.size < 0 or tar.offset <= previous:  # it would go round for ever
                     scan.problem = f"damaged header at byte {previous}: a negative size"

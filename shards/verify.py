@@ -19,8 +19,9 @@ from shards.findings import Findings
 from shards.gather import Task, gather
 from shards.places import Place, folders, look_at
 from shards.store import Store
-from shards.verify_shard import VerifyTarsTask, VerifyTask
+from shards.verify_shard import VerifyTask
 from shards.verify_sidecar import REDO
+from shards.verify_tars import VerifyTarsTask
 from shards.work import RunUnits
 
 REBUILD = "remove the manifest and run the stage again: it is made from the markers"
@@ -37,7 +38,12 @@ class Verified:
 
 
 def verify(
-    path: str, run: RunUnits, *, deep: bool = False, scratch: str | None = None, progress: Callable[[int], None] = lambda total: None
+    path: str,
+    run: RunUnits,
+    *,
+    deep: bool = False,
+    scratch: str | None = None,
+    progress: Callable[[int], None] = lambda total: None,
 ) -> Verified:
     """Verify what lies at `path`. progress: called with the number of units, then with 0 for each unit done.
 
@@ -83,19 +89,38 @@ def _check_claim(folder: StageFolder, found: Findings) -> None:
     try:
         config = folder.claimed()
     except (VillaError, RecursionError) as error:
-        found.add("error", "damaged config", folder.store.path("config.json"), expected="a JSON object", found=error, remedy=REDO)
+        found.add(
+            "error",
+            "damaged config",
+            folder.store.path("config.json"),
+            expected="a JSON object",
+            found=error,
+            remedy=REDO,
+        )
         return
     if config is None:
         found.add(
-            "warning", "no config", folder.store.path("config.json"), expected="the config the stage is bound to", found="no file", remedy=REDO
-        )  # fmt: skip
+            "warning",
+            "no config",
+            folder.store.path("config.json"),
+            expected="the config the stage is bound to",
+            found="no file",
+            remedy=REDO,
+        )
 
 
 def _check_manifest(folder: StageFolder, shards: list[str], found: Findings) -> None:
     """Shards and their order here; row against marker is looked at shard by shard."""
     place = folder.store.path(manifest.NAME)
     if not manifest.exists(folder):
-        found.add("warning", "no manifest", place, expected="one, as in a complete stage", found=f"{len(shards)} markers", remedy=RESUME)
+        found.add(
+            "warning",
+            "no manifest",
+            place,
+            expected="one, as in a complete stage",
+            found=f"{len(shards)} markers",
+            remedy=RESUME,
+        )
         return
     try:
         data = folder.store.read(manifest.NAME)
@@ -106,21 +131,37 @@ def _check_manifest(folder: StageFolder, shards: list[str], found: Findings) -> 
         return
     listed = table["shard"].to_pylist()
     if listed != sorted(set(listed)) or table.column_names != manifest.SCHEMA.names:
-        found.add("error", "manifest differs", place, expected="each shard once, in order", found=listed, remedy=REBUILD)
+        found.add(
+            "error", "manifest differs", place, expected="each shard once, in order", found=listed, remedy=REBUILD
+        )
     there, done = set(listed), set(shards)
     for shard in sorted(there - done):
         found.add(
-            "error", "missing marker", folder.store.path(shard + SUFFIX), expected="a marker, as the manifest lists the shard",
-            found="no file", remedy=RESUME,
-        )  # fmt: skip
+            "error",
+            "missing marker",
+            folder.store.path(shard + SUFFIX),
+            expected="a marker, as the manifest lists the shard",
+            found="no file",
+            remedy=RESUME,
+        )
     for shard in sorted(done - there):
         found.add(
-            "error", "manifest differs", f"{place} shard {shard}", expected="a row, as there is a marker", found="none", remedy=REBUILD
-        )  # fmt: skip
+            "error",
+            "manifest differs",
+            f"{place} shard {shard}",
+            expected="a row, as there is a marker",
+            found="none",
+            remedy=REBUILD,
+        )
     if data != sidecar.to_bytes(pa.table(table.columns, schema=manifest.SCHEMA)) and _same_writer(data):
         found.add(
-            "note", "manifest of another writer", place, expected="bytes as this version writes the same rows", found="others", remedy=REBUILD
-        )  # fmt: skip
+            "note",
+            "manifest of another writer",
+            place,
+            expected="bytes as this version writes the same rows",
+            found="others",
+            remedy=REBUILD,
+        )
 
 
 def _same_writer(data: bytes) -> bool:
@@ -135,7 +176,9 @@ def _check_leftovers(folder: StageFolder, shards: set[str], found: Findings) -> 
         shard = attempt.split(".", 1)[0]
         place = store.path(f"{ATTEMPTS}/{attempt}")
         try:
-            mine = shard in shards and any(o.attempt.startswith(f"{ATTEMPTS}/{attempt}/") for o in folder.marker(shard).outputs)
+            mine = shard in shards and any(
+                o.attempt.startswith(f"{ATTEMPTS}/{attempt}/") for o in folder.marker(shard).outputs
+            )
         except ShardError:
             mine = True
         expected = "its files under their final names" if mine else "nothing"
@@ -144,18 +187,31 @@ def _check_leftovers(folder: StageFolder, shards: set[str], found: Findings) -> 
         found.add("note", kind, place, expected=expected, found="a folder", remedy=remedy)
     for name in store.list(""):
         if name.startswith("."):
-            found.add("note", "temporary file", store.path(name), expected="nothing", found="a file", remedy="the stage's next run collects it")
+            found.add(
+                "note",
+                "temporary file",
+                store.path(name),
+                expected="nothing",
+                found="a file",
+                remedy="the stage's next run collects it",
+            )
         elif name not in ("config.json", manifest.NAME) and name.removesuffix(SUFFIX).split(".", 1)[0] not in shards:
             found.add(
-                "warning", "unclaimed file", store.path(name), expected=f"a marker {name.split('.', 1)[0]}{SUFFIX}", found="none",
+                "warning",
+                "unclaimed file",
+                store.path(name),
+                expected=f"a marker {name.split('.', 1)[0]}{SUFFIX}",
+                found="none",
                 remedy=RESUME,
-            )  # fmt: skip
+            )
 
 
 def _check_same_shards(place: Place, shards: dict[str, list[str]], found: Findings) -> None:
     base = set(shards.get("base", ()))
     if "base" not in shards:
-        found.add("error", "no base", place.url, expected="a stage base/", found=", ".join(place.stages), remedy="restore it")
+        found.add(
+            "error", "no base", place.url, expected="a stage base/", found=", ".join(place.stages), remedy="restore it"
+        )
     for name in place.stages:
         folder = StageFolder(place.url, name)
         mine = set(shards[name])
@@ -163,15 +219,24 @@ def _check_same_shards(place: Place, shards: dict[str, list[str]], found: Findin
             continue
         for shard in sorted(mine - base):
             found.add(
-                "error", "no base shard", folder.store.path(shard + SUFFIX), expected=f"base/{shard}.tar", found="no marker there", remedy=REDO
-            )  # fmt: skip
+                "error",
+                "no base shard",
+                folder.store.path(shard + SUFFIX),
+                expected=f"base/{shard}.tar",
+                found="no marker there",
+                remedy=REDO,
+            )
         missing = sorted(base - mine)
         if missing:
             severity = "error" if manifest.exists(folder) else "warning"
             found.add(
-                severity, "incomplete stage", folder.store.path(), expected=f"{len(base)} shards, as in base",
-                found=f"{len(missing)} missing, such as {missing[0]}", remedy=RESUME,
-            )  # fmt: skip
+                severity,
+                "incomplete stage",
+                folder.store.path(),
+                expected=f"{len(base)} shards, as in base",
+                found=f"{len(missing)} missing, such as {missing[0]}",
+                remedy=RESUME,
+            )
 
 
 def _check_vocabulary(dataset: str, found: Findings) -> None:
@@ -183,7 +248,21 @@ def _check_vocabulary(dataset: str, found: Findings) -> None:
     try:
         ids = sidecar.from_bytes(store.read("vocabulary.parquet"), place, schema)["attribute"].to_pylist()
     except ShardError as error:
-        found.add("error", "damaged vocabulary", place, expected="a vocabulary", found=error, remedy="redo the vocabulary stage")
+        found.add(
+            "error",
+            "damaged vocabulary",
+            place,
+            expected="a vocabulary",
+            found=error,
+            remedy="redo the vocabulary stage",
+        )
         return
     if ids != list(range(len(ids))):
-        found.add("error", "damaged vocabulary", place, expected="ids from 0, in order", found=ids, remedy="redo the vocabulary stage")
+        found.add(
+            "error",
+            "damaged vocabulary",
+            place,
+            expected="ids from 0, in order",
+            found=ids,
+            remedy="redo the vocabulary stage",
+        )

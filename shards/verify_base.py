@@ -47,7 +47,15 @@ class Walked:
 
 
 def walk_tar(
-    view: memoryview, file: BinaryIO, place: str, found: Findings, *, ours: bool, deep: bool, sizes: bool, max_pixels: int = MAX_PIXELS
+    view: memoryview,
+    file: BinaryIO,
+    place: str,
+    found: Findings,
+    *,
+    ours: bool,
+    deep: bool,
+    sizes: bool,
+    max_pixels: int = MAX_PIXELS,
 ) -> Walked:
     """Walk a tar and report what is wrong with its structure, its keys and, with `deep`, its samples.
 
@@ -64,13 +72,19 @@ def walk_tar(
             known.append(_look(sample, members, place, found, deep, max_pixels))
     remedy = RESTORE if ours else "fetch the shard again"
     if scan.problem:
-        found.add("error", "damaged tar", place, expected="headers up to two zero blocks", found=scan.problem, remedy=remedy)
+        found.add(
+            "error", "damaged tar", place, expected="headers up to two zero blocks", found=scan.problem, remedy=remedy
+        )
     for reason, count in Counter(reason for _, reason in scan.refused).items():
         first = next(name for name, r in scan.refused if r == reason)
         found.add(
-            "error" if ours else "warning", f"refused member ({reason})", place, expected="regular files with a safe name",
-            found=f"{count}, such as {first!r}", remedy=remedy if ours else "ingest will count them as refused; mend the source to keep them",
-        )  # fmt: skip
+            "error" if ours else "warning",
+            f"refused member ({reason})",
+            place,
+            expected="regular files with a safe name",
+            found=f"{count}, such as {first!r}",
+            remedy=remedy if ours else "ingest will count them as refused; mend the source to keep them",
+        )
     stop = samples[-1].stop + len(END) if samples else len(END)
     if ours and not scan.problem and len(view) != stop:
         found.add("error", "trailing data", place, expected=f"{stop} bytes", found=f"{len(view)} bytes", remedy=RESTORE)
@@ -78,7 +92,9 @@ def walk_tar(
     return Walked(samples, content, known)
 
 
-def _look(sample: Sample, members: dict[str, memoryview], place: str, found: Findings, deep: bool, max_pixels: int) -> Size:
+def _look(
+    sample: Sample, members: dict[str, memoryview], place: str, found: Findings, deep: bool, max_pixels: int
+) -> Size:
     """The size of a sample's image; None where it has none that is readable. Findings only with `deep`."""
     size: Size = None
     raw = {s: bytes(v) for s, v in members.items() if deep or s in IMAGE_SUFFIXES}
@@ -93,9 +109,13 @@ def _look(sample: Sample, members: dict[str, memoryview], place: str, found: Fin
     except DecodeError as error:
         if deep:
             found.add(
-                "error", error.reason, f"{place}: sample {sample.key!r}", expected="an image that decodes and a text",
-                found=error.detail, remedy="take the sample out of its source, or ingest it, which refuses such samples",
-            )  # fmt: skip
+                "error",
+                error.reason,
+                f"{place}: sample {sample.key!r}",
+                expected="an image that decodes and a text",
+                found=error.detail,
+                remedy="take the sample out of its source, or ingest it, which refuses such samples",
+            )
     return size
 
 
@@ -104,16 +124,24 @@ def _check_names(samples: list[Sample], place: str, found: Findings, ours: bool)
     for key, count in Counter(s.key for s in samples).items():
         if count > 1:
             found.add(
-                severity, "duplicate key", f"{place}: sample {key!r}", expected="each key once", found=f"{count} times",
+                severity,
+                "duplicate key",
+                f"{place}: sample {key!r}",
+                expected="each key once",
+                found=f"{count} times",
                 remedy=RESTORE if ours else "ingest keeps the first and refuses the others; rename them to keep them",
-            )  # fmt: skip
+            )
     if ours:
         for suffix, count in Counter(s for sample in samples for s in sample.suffixes).items():
             if suffix not in IMAGE_SUFFIXES + TEXT_SUFFIXES:
                 found.add(
-                    "warning", "unknown suffix", place, expected=", ".join(IMAGE_SUFFIXES + TEXT_SUFFIXES),
-                    found=f".{suffix} x {count}", remedy="such members are never read; ingest the shard to be rid of them",
-                )  # fmt: skip
+                    "warning",
+                    "unknown suffix",
+                    place,
+                    expected=", ".join(IMAGE_SUFFIXES + TEXT_SUFFIXES),
+                    found=f".{suffix} x {count}",
+                    remedy="such members are never read; ingest the shard to be rid of them",
+                )
 
 
 def check_index(index: pa.Table, samples: list[Sample], place: str, found: Findings, remedy: str) -> None:
@@ -122,14 +150,26 @@ def check_index(index: pa.Table, samples: list[Sample], place: str, found: Findi
     if index.equals(walked):
         return
     if len(index) != len(walked):
-        found.add("error", "index differs", place, expected=f"{len(walked)} samples", found=f"{len(index)} rows", remedy=remedy)
+        found.add(
+            "error",
+            "index differs",
+            place,
+            expected=f"{len(walked)} samples",
+            found=f"{len(index)} rows",
+            remedy=remedy,
+        )
     for row in range(min(len(index), len(walked))):
         mine, theirs = (t.slice(row, 1).to_pylist()[0] for t in (walked, index))
         for name in mine:
             if mine[name] != theirs[name]:
                 found.add(
-                    "error", "index differs", f"{place} row {row} {name}", expected=mine[name], found=theirs[name], remedy=remedy
-                )  # fmt: skip
+                    "error",
+                    "index differs",
+                    f"{place} row {row} {name}",
+                    expected=mine[name],
+                    found=theirs[name],
+                    remedy=remedy,
+                )
 
 
 def check_base_marker(marker: Marker, walked: Walked, place: str, found: Findings) -> None:

@@ -1,4 +1,4 @@
-"""Everything about one shard in all its stages: markers, files, base content, sidecars. Also one foreign tar."""
+"""Everything about one shard in all its stages: markers, files, base content, sidecars."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import pyarrow as pa
 from shards import manifest, sidecar
 from shards.commit import SUFFIX, Marker, Output, StageFolder
 from shards.decode import MAX_PIXELS
-from shards.digest import SampleDigest, sha256
+from shards.digest import SampleDigest
 from shards.errors import ShardError, VillaError
 from shards.findings import Findings
 from shards.gather import Look
@@ -21,10 +21,10 @@ from shards.marker_check import read_marker
 from shards.places import open_tar, sha256_of
 from shards.store import Store
 from shards.verify_base import Walked, check_base_marker, check_index, read_index, walk_tar
-from shards.verify_sidecar import COUNTS, REDO, SCHEMAS, Base, check_counts, check_sidecar, check_sidecar_marker
+from shards.verify_files import check_bytes, located, read_output, read_table
+from shards.verify_sidecar import REDO, SCHEMAS, Base, check_counts, check_sidecar, check_sidecar_marker
 
 ATTEMPT = r"\.attempts/{shard}\.[^/.]+\.[0-9a-f]{{8}}/"
-ROWS = pa.schema([("row", pa.int32())])
 
 
 @dataclass(frozen=True)
@@ -37,18 +37,6 @@ class VerifyTask:
 
     def open(self) -> Look:
         return DatasetVerifier(self).look
-
-
-@dataclass(frozen=True)
-class VerifyTarsTask:
-    """A unit is a tar of others."""
-
-    url: str
-    deep: bool
-
-    def open(self) -> Look:
-        store = Store(self.url)
-        return lambda name: _verify_tar(store, name, self.deep)
 
 
 class Stage:
@@ -109,9 +97,13 @@ class DatasetVerifier:
             marker = read_marker(data, place)
         except ShardError as error:
             report.add(
-                "error", "damaged marker", place, expected="a marker", found=error,
+                "error",
+                "damaged marker",
+                place,
+                expected="a marker",
+                found=error,
                 remedy="remove the marker and run the stage again: the shard is redone",
-            )  # fmt: skip
+            )
             return None
         checks = [("shard", shard, marker.shard), ("stage", stage.name, marker.stage)]
         if stage.config is not None:
@@ -124,9 +116,13 @@ class DatasetVerifier:
                 report.add("error", kind, f"{place} {field}", expected=expected, found=said, remedy=REDO)
         if data != marker.to_bytes():
             report.add(
-                "error", "damaged marker", place, expected="JSON as this version writes it", found="other bytes of the same content",
+                "error",
+                "damaged marker",
+                place,
+                expected="JSON as this version writes it",
+                found="other bytes of the same content",
                 remedy=REDO,
-            )  # fmt: skip
+            )
         self._outputs(stage, marker, place, report)
         if (rows := stage.rows) is not None:
             mine, theirs = manifest.row_of(marker), rows.get(shard)
@@ -134,9 +130,13 @@ class DatasetVerifier:
                 assert theirs is not None
                 if mine[field] != theirs[field]:
                     report.add(
-                        "error", "manifest differs", f"{store.path(manifest.NAME)} shard {shard} {field}", expected=mine[field],
-                        found=theirs[field], remedy="remove the manifest and run the stage again: it is made from the markers",
-                    )  # fmt: skip
+                        "error",
+                        "manifest differs",
+                        f"{store.path(manifest.NAME)} shard {shard} {field}",
+                        expected=mine[field],
+                        found=theirs[field],
+                        remedy="remove the manifest and run the stage again: it is made from the markers",
+                    )
         return marker
 
     def _outputs(self, stage: Stage, marker: Marker, place: str, found: Findings) -> None:
@@ -146,22 +146,41 @@ class DatasetVerifier:
         if any(marker.refused.values()):
             wanted.add(refusals)
         listed = [o.file for o in marker.outputs]
-        if stage.name == "base" or stage.name in SCHEMAS or set(listed) & wanted:
-            if sorted(listed) != sorted(wanted):
-                found.add("error", "marker differs", f"{place} outputs", expected=sorted(wanted), found=sorted(listed), remedy=REDO)
+        known = stage.name == "base" or stage.name in SCHEMAS or set(listed) & wanted
+        if known and sorted(listed) != sorted(wanted):
+            found.add(
+                "error",
+                "marker differs",
+                f"{place} outputs",
+                expected=sorted(wanted),
+                found=sorted(listed),
+                remedy=REDO,
+            )
         pattern = ATTEMPT.format(shard=re.escape(marker.shard))
         folders = {o.attempt.removesuffix(o.file) for o in marker.outputs}
-        odd = [o.attempt for o in marker.outputs if not o.attempt.endswith("/" + o.file) or not re.match(pattern, o.attempt)]
+        odd = [
+            o.attempt
+            for o in marker.outputs
+            if not o.attempt.endswith("/" + o.file) or not re.match(pattern, o.attempt)
+        ]
         if odd or len(folders) > 1:
             found.add(
-                "error", "marker differs", f"{place} attempt", expected=f".attempts/{marker.shard}.…/<file>, one folder",
-                found=odd or sorted(folders), remedy=REDO,
-            )  # fmt: skip
+                "error",
+                "marker differs",
+                f"{place} attempt",
+                expected=f".attempts/{marker.shard}.…/<file>, one folder",
+                found=odd or sorted(folders),
+                remedy=REDO,
+            )
         if refusals not in listed and stage.folder.store.exists(refusals):
             found.add(
-                "warning", "unclaimed file", stage.folder.store.path(refusals), expected="a marker that names it",
-                found="one that does not", remedy="it is never read; remove it",
-            )  # fmt: skip
+                "warning",
+                "unclaimed file",
+                stage.folder.store.path(refusals),
+                expected="a marker that names it",
+                found="one that does not",
+                remedy="it is never read; remove it",
+            )
         for output in marker.outputs:
             if output.file == refusals:
                 self._quarantine(stage, marker, output, found)
@@ -181,7 +200,9 @@ class DatasetVerifier:
         except ValueError:
             total = SampleDigest()
         if marker.refused_digest and total.hex != marker.refused_digest:
-            found.add("error", "conservation", f"{place} digest", expected=marker.refused_digest, found=total.hex, remedy=REDO)
+            found.add(
+                "error", "conservation", f"{place} digest", expected=marker.refused_digest, found=total.hex, remedy=REDO
+            )
 
     def _base(self, shard: str, markers: dict[str, Marker], found: Findings) -> Base:
         """Check a base shard's content. Returns what its sidecars are held against."""
@@ -195,7 +216,9 @@ class DatasetVerifier:
             with open_tar(store, name) as (view, file):
                 place = store.path(name)
                 check_bytes(place, tar, len(view), sha256_of(view), found)
-                walked = walk_tar(view, file, place, found, ours=True, deep=self.task.deep, sizes=boxes, max_pixels=limit)
+                walked = walk_tar(
+                    view, file, place, found, ours=True, deep=self.task.deep, sizes=boxes, max_pixels=limit
+                )
             check_base_marker(marker, walked, store.path(shard + SUFFIX), found)
         if idx is not None:
             data, place = read_output(stage.folder, idx, found)
@@ -227,68 +250,15 @@ class DatasetVerifier:
         check_counts(marker, counted, base, place, report)
 
 
-def located(folder: StageFolder, output: Output, found: Findings) -> str:
-    """The name under which an output lies now; empty, with a finding, where it is gone."""
-    name = folder.locate(output)
-    if folder.store.exists(name):
-        return name
-    found.add("error", "missing file", folder.store.path(output.file), expected=f"{output.bytes} bytes", found="no file", remedy=REDO)
-    return ""
-
-
-def read_output(folder: StageFolder, output: Output, found: Findings) -> tuple[bytes | None, str]:
-    """(content, place) of a small output; None, with a finding, where it is not what its marker recorded."""
-    name = located(folder, output, found)
-    place = folder.store.path(name or output.file)
-    if not name:
-        return None, place
-    data = folder.store.read(name)
-    return (data if check_bytes(place, output, len(data), sha256(data), found) else None), place
-
-
-def check_bytes(place: str, output: Output, size: int, digest: str, found: Findings) -> bool:
-    if size != output.bytes:
-        found.add("error", "another size", place, expected=f"{output.bytes} bytes", found=f"{size} bytes", remedy=REDO)
-    elif digest != output.sha256:
-        found.add("error", "another content", place, expected=f"sha256 {output.sha256}", found=f"sha256 {digest}", remedy=REDO)
-    else:
-        return True
-    return False
-
-
-def read_table(data: bytes, place: str, schema: pa.Schema | None, found: Findings) -> pa.Table | None:
-    try:
-        table = sidecar.from_bytes(data, place, schema)
-        for known in (ROWS, COUNTS) if schema is None else ():
-            if set(known.names) <= set(table.column_names):
-                table = sidecar.from_bytes(data, place, known)
-    except ShardError as error:
-        found.add("error", "unreadable sidecar", place, expected="a sidecar", found=error, remedy=REDO)
-        return None
-    return table
-
-
 def vocabulary_size(dataset: str) -> int | None:
     """Attributes of the vocabulary in the run's folder, the one above the data set; None where there is none."""
     store = Store(dataset.rstrip("/").rpartition("/")[0] or ".")
     if not store.exists("vocabulary.parquet"):
         return None
     try:
-        ids = sidecar.from_bytes(store.read("vocabulary.parquet"), "", pa.schema([("attribute", pa.int32())]))["attribute"]
+        ids = sidecar.from_bytes(store.read("vocabulary.parquet"), "", pa.schema([("attribute", pa.int32())]))[
+            "attribute"
+        ]
     except ShardError:
         return None  # the driver reports it
     return len(ids)
-
-
-def _verify_tar(store: Store, name: str, deep: bool) -> dict[str, Any]:
-    found, place = Findings(), store.path(name)
-    with open_tar(store, name) as (view, file):
-        walked = walk_tar(view, file, place, found, ours=False, deep=deep, sizes=False)
-        size = len(view)
-    idx = name.removesuffix(".tar") + ".idx"
-    if store.exists(idx):
-        remedy = "remove it and run `villa shards index` again"
-        table = read_index(store.read(idx), store.path(idx), found, remedy)
-        if table is not None:
-            check_index(table, walked.samples, store.path(idx), found, remedy)
-    return {"findings": found.to_json(), "samples": len(walked.samples), "bytes": size}

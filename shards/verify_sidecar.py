@@ -74,21 +74,40 @@ def check_sidecar_marker(marker: Marker, base_marker: Marker | None, base: Base,
         for name in ("samples", "keys_digest"):
             if getattr(marker, name) != getattr(base_marker, name):
                 _differs(found, f"{place} {name}", getattr(base_marker, name), getattr(marker, name))
-        made_of_base = marker.stage in ("pairs", "regions", "embeddings", "vocabulary") or marker.stage.startswith("evaluate-")
+        made_of_base = marker.stage in ("pairs", "regions", "embeddings", "vocabulary") or marker.stage.startswith(
+            "evaluate-"
+        )
         tar = base.tar_sha256
         if tar and marker.input_digest != tar and (made_of_base or _is_sha256(marker.input_digest)):
             found.add(
-                "error", "made from another base", f"{place} input_digest", expected=tar, found=marker.input_digest, remedy=REDO
-            )  # fmt: skip
+                "error",
+                "made from another base",
+                f"{place} input_digest",
+                expected=tar,
+                found=marker.input_digest,
+                remedy=REDO,
+            )
     refused = sum(marker.refused.values())
     if marker.came_in != marker.samples + refused:
         found.add(
-            "error", "conservation", f"{place} came_in", expected=marker.samples + refused, found=marker.came_in, remedy=REDO
-        )  # fmt: skip
+            "error",
+            "conservation",
+            f"{place} came_in",
+            expected=marker.samples + refused,
+            found=marker.came_in,
+            remedy=REDO,
+        )
     if marker.content_digest == "" and refused == 0:
         for name, expected in (("came_in_digest", marker.keys_digest), ("refused_digest", f"{0:032x}")):
             if getattr(marker, name) != expected:
-                found.add("error", "conservation", f"{place} {name}", expected=expected, found=getattr(marker, name), remedy=REDO)
+                found.add(
+                    "error",
+                    "conservation",
+                    f"{place} {name}",
+                    expected=expected,
+                    found=getattr(marker, name),
+                    remedy=REDO,
+                )
 
 
 def _is_sha256(text: str) -> bool:
@@ -103,14 +122,18 @@ def _check_keys(table: pa.Table, keys: Sequence[str], place: str, found: Finding
     try:
         sidecar.check_aligned(table, keys, place)
     except ShardError as error:
-        found.add("error", "not aligned", place, expected="the base shard's keys in their order", found=error, remedy=REDO)
+        found.add(
+            "error", "not aligned", place, expected="the base shard's keys in their order", found=error, remedy=REDO
+        )
 
 
 def _lists(table: pa.Table, name: str) -> tuple[np.ndarray, np.ndarray]:
     return sidecar.list_column(table, name)
 
 
-def _wrong(found: Findings, kind: str, place: str, row_of: np.ndarray, wrong: np.ndarray, expected: str, values: np.ndarray) -> None:
+def _wrong(
+    found: Findings, kind: str, place: str, row_of: np.ndarray, wrong: np.ndarray, expected: str, values: np.ndarray
+) -> None:
     """One finding an image with a wrong value, naming the first."""
     rows, first = np.unique(row_of[wrong], return_index=True)
     for row, at in zip(rows.tolist(), first.tolist(), strict=True):
@@ -135,8 +158,15 @@ def _check_boxes(table: pa.Table, base: Base, place: str, found: Findings) -> in
     outside_B = sane_B & ((boxes < 0).any(1) | (boxes[:, 2:] > limit[row_B]).any(1))
     for row in np.unique(row_B[outside_B]).tolist():
         worst = boxes[outside_B & (row_B == row)][0].tolist()
-        size = "x".join(str(int(v)) for v in limit[row]) if np.isfinite(limit[row]).all() else "not known"
-        found.add("error", "box outside the image", f"{place} row {row}", expected=f"inside {size}", found=worst, remedy=REDO)
+        inside = "x".join(str(int(v)) for v in limit[row]) if np.isfinite(limit[row]).all() else "not known"
+        found.add(
+            "error",
+            "box outside the image",
+            f"{place} row {row}",
+            expected=f"inside {inside}",
+            found=worst,
+            remedy=REDO,
+        )
     return len(boxes)
 
 
@@ -153,7 +183,9 @@ def _check_pairs(table: pa.Table, attributes: int | None, place: str, found: Fin
         attribute_P, _ = _lists(table, "attribute")
         said = np.stack([_rows_of(at), region_P.astype(np.int64), attribute_P.astype(np.int64)])
         if np.unique(said, axis=1).shape[1] != len(region_P):
-            found.add("warning", "pair twice", place, expected="each region and attribute once", found="repeats", remedy=REDO)
+            found.add(
+                "warning", "pair twice", place, expected="each region and attribute once", found="repeats", remedy=REDO
+            )
     if "score" in listed:
         _check_finite(table, "score", place, found)
     return len(region_P)
@@ -166,15 +198,21 @@ def _check_lengths(table: pa.Table, names: Sequence[str], place: str, found: Fin
         wrong = np.diff(at[name]) != np.diff(at[first])
         for row in np.nonzero(wrong)[0].tolist():
             found.add(
-                "error", "lists of different length", f"{place} row {row}", expected=f"{np.diff(at[first])[row]} as in {first}",
-                found=f"{np.diff(at[name])[row]} in {name}", remedy=REDO,
-            )  # fmt: skip
+                "error",
+                "lists of different length",
+                f"{place} row {row}",
+                expected=f"{np.diff(at[first])[row]} as in {first}",
+                found=f"{np.diff(at[name])[row]} in {name}",
+                remedy=REDO,
+            )
         if wrong.any():
             return False
     return True
 
 
-def _check_ids(table: pa.Table, name: str, attributes: int | None, place: str, found: Findings, *, ascending: bool) -> int:
+def _check_ids(
+    table: pa.Table, name: str, attributes: int | None, place: str, found: Findings, *, ascending: bool
+) -> int:
     ids, at = _lists(table, name)
     row = _rows_of(at)
     limit = attributes if attributes is not None else np.iinfo(np.int32).max
@@ -207,13 +245,20 @@ def _check_rows(table: pa.Table, rows: int | None, place: str, found: Findings) 
     if wrong.any():
         at = int(wrong.argmax())
         found.add(
-            "error", "row out of range", f"{place} row {at}", expected=f"ascending, below {limit}", found=int(image_R[at]), remedy=REDO
-        )  # fmt: skip
+            "error",
+            "row out of range",
+            f"{place} row {at}",
+            expected=f"ascending, below {limit}",
+            found=int(image_R[at]),
+            remedy=REDO,
+        )
     if "embedding" in table.column_names:
         column = table["embedding"].combine_chunks()
         chunks = column.chunks if isinstance(column, pa.ChunkedArray) else [column]
         if not all(np.isfinite(c.flatten().to_numpy(zero_copy_only=False)).all() for c in chunks):
-            found.add("error", "embedding not finite", place, expected="finite numbers", found="NaN or infinity", remedy=REDO)
+            found.add(
+                "error", "embedding not finite", place, expected="finite numbers", found="NaN or infinity", remedy=REDO
+            )
     return len(image_R)
 
 
@@ -224,6 +269,10 @@ def _check_phrases(table: pa.Table, rows: int | None, place: str, found: Finding
     if wrong.any():
         at = int(wrong.argmax())
         found.add(
-            "error", "phrase count out of range", f"{place} row {at}", expected=f"ascending phrases, counts from 1 to {rows}",
-            found=f"phrase {phrase[at]}, count {count[at]}", remedy=REDO,
-        )  # fmt: skip
+            "error",
+            "phrase count out of range",
+            f"{place} row {at}",
+            expected=f"ascending phrases, counts from 1 to {rows}",
+            found=f"phrase {phrase[at]}, count {count[at]}",
+            remedy=REDO,
+        )

@@ -17,11 +17,14 @@ from villa_dist.observe import Progress
 
 SHOWN = 10  # findings in the result line; all that were kept go to stderr
 
-Path = Annotated[str, typer.Argument(help="a data set, one stage of it, or foreign tars: a folder, a glob or a .tar; local or s3://")]
+Path = Annotated[
+    str, typer.Argument(help="a data set, one stage of it, or foreign tars: a folder, a glob or a .tar; local or s3://")
+]
 Workers = Annotated[int, typer.Option("--workers", help="1: in this process; more: that many Ray actors")]
 Address = Annotated[str | None, typer.Option("--address", help="a running Ray cluster")]
 Scratch = Annotated[
-    str | None, typer.Option("--scratch", help="where workers leave their findings; needed where they run on other machines")
+    str | None,
+    typer.Option("--scratch", help="where workers leave their findings; needed where they run on other machines"),
 ]
 
 

@@ -15,25 +15,115 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 BLOCK = 512
-NUMBERS = (0, 1, 2, 3, 7, 127, 128, 255, 256, 511, 512, 513, 4096, 65535, 65536, 2**31 - 1, 2**31, 2**32, 2**62, 2**63 - 1)
+NUMBERS = (
+    0,
+    1,
+    2,
+    3,
+    7,
+    127,
+    128,
+    255,
+    256,
+    511,
+    512,
+    513,
+    4096,
+    65535,
+    65536,
+    2**31 - 1,
+    2**31,
+    2**32,
+    2**62,
+    2**63 - 1,
+)
 FIELDS = {  # of a tar header: name -> (offset, length)
-    "name": (0, 100), "mode": (100, 8), "uid": (108, 8), "gid": (116, 8), "size": (124, 12), "mtime": (136, 12), "type": (156, 1),
-    "link": (157, 100), "magic": (257, 8), "uname": (265, 32), "devmajor": (329, 8), "prefix": (345, 155), "sparse": (386, 96),
-    "extended": (482, 1), "realsize": (483, 12),
-}  # fmt: skip
+    "name": (0, 100),
+    "mode": (100, 8),
+    "uid": (108, 8),
+    "gid": (116, 8),
+    "size": (124, 12),
+    "mtime": (136, 12),
+    "type": (156, 1),
+    "link": (157, 100),
+    "magic": (257, 8),
+    "uname": (265, 32),
+    "devmajor": (329, 8),
+    "prefix": (345, 155),
+    "sparse": (386, 96),
+    "extended": (482, 1),
+    "realsize": (483, 12),
+}
 TYPES = b"01234567\0xgLKSXNADVM\xff "
 MEMBER_NAMES = (
-    b"", b".", b"..", b"../up.jpg", b"/abs.jpg", b"./a.jpg", b".hidden.jpg", b"a/", b"a//b.jpg", b"a\nb.jpg", b"\xff\xfe.jpg", b"a.jpg",
-    "ä.jpg".encode(), b"a" * 100, b"dir/.jpg", b"no_dot", b"a.JPG", b"\xed\xa0\x80.jpg", b"a.jpg ", b" ", b"._a.jpg",
-)  # fmt: skip
+    b"",
+    b".",
+    b"..",
+    b"../up.jpg",
+    b"/abs.jpg",
+    b"./a.jpg",
+    b".hidden.jpg",
+    b"a/",
+    b"a//b.jpg",
+    b"a\nb.jpg",
+    b"\xff\xfe.jpg",
+    b"a.jpg",
+    "ä.jpg".encode(),
+    b"a" * 100,
+    b"dir/.jpg",
+    b"no_dot",
+    b"a.JPG",
+    b"\xed\xa0\x80.jpg",
+    b"a.jpg ",
+    b" ",
+    b"._a.jpg",
+)
 PAX_KEYS = (
-    b"path", b"size", b"linkpath", b"mtime", b"hdrcharset", b"GNU.sparse.map", b"GNU.sparse.major", b"GNU.sparse.minor", b"GNU.sparse.name",
-    b"GNU.sparse.size", b"GNU.sparse.realsize", b"GNU.sparse.numblocks", b"GNU.sparse.offset", b"GNU.sparse.numbytes", b"uid", b"comment", b"",
-)  # fmt: skip
+    b"path",
+    b"size",
+    b"linkpath",
+    b"mtime",
+    b"hdrcharset",
+    b"GNU.sparse.map",
+    b"GNU.sparse.major",
+    b"GNU.sparse.minor",
+    b"GNU.sparse.name",
+    b"GNU.sparse.size",
+    b"GNU.sparse.realsize",
+    b"GNU.sparse.numblocks",
+    b"GNU.sparse.offset",
+    b"GNU.sparse.numbytes",
+    b"uid",
+    b"comment",
+    b"",
+)
 PAX_VALUES = (
-    b"", b"0", b"1", b"-1", b"512", b"99999999999999999999999", b"-512", b"1e9", b"nan", b"inf", b"0x10", b"1,2,3", b"0,10,20", b"a.jpg",
-    b"../x.jpg", b"BINARY", b"ISO-IR 10646 2000 UTF-8", b"\xff\xfe", b"\0", b"a\0b.jpg", b"1.0", b"0.1", b"9" * 40, b"_1", b"\xc2\xb2",
-)  # fmt: skip
+    b"",
+    b"0",
+    b"1",
+    b"-1",
+    b"512",
+    b"99999999999999999999999",
+    b"-512",
+    b"1e9",
+    b"nan",
+    b"inf",
+    b"0x10",
+    b"1,2,3",
+    b"0,10,20",
+    b"a.jpg",
+    b"../x.jpg",
+    b"BINARY",
+    b"ISO-IR 10646 2000 UTF-8",
+    b"\xff\xfe",
+    b"\0",
+    b"a\0b.jpg",
+    b"1.0",
+    b"0.1",
+    b"9" * 40,
+    b"_1",
+    b"\xc2\xb2",
+)
 
 Mutation = Callable[[random.Random, bytearray], bytearray]
 
@@ -97,11 +187,15 @@ def tar_number(rng: random.Random, length: int) -> bytes:
     value = rng.choice(NUMBERS)
     kind = rng.randrange(6)
     if kind == 0:
-        return (b"\x80" + value.to_bytes(length - 1, "big", signed=False)) if length > 9 else b"\x80" + bytes(length - 1)
+        return (
+            (b"\x80" + value.to_bytes(length - 1, "big", signed=False)) if length > 9 else b"\x80" + bytes(length - 1)
+        )
     if kind == 1:  # a negative number in base 256
         return b"\xff" * (length - 2) + struct.pack(">H", 65536 - rng.choice((1, 512, 1024, 4096)))
     if kind == 2:
-        return rng.choice((b"-1", b"-1000", b"0o17", b"1_0", b" 12 ", b"", b" ", b"9", b"\0001", b"+7", b"7 7"))[:length].ljust(length, b"\0")
+        return rng.choice((b"-1", b"-1000", b"0o17", b"1_0", b" 12 ", b"", b" ", b"9", b"\0001", b"+7", b"7 7"))[
+            :length
+        ].ljust(length, b"\0")
     return (b"%o" % value)[-length + 1 :].rjust(length - 1, b"0") + b"\0"
 
 
@@ -144,7 +238,9 @@ def extension(rng: random.Random) -> bytes:
     if kind in b"LK":
         payload = rng.choice(MEMBER_NAMES) * rng.choice((1, 3, 200)) + rng.choice((b"\0", b""))
     else:
-        payload = b"".join(pax_record(rng) for _ in range(rng.randrange(4))) + rng.choice((b"", b"", b"junk", b"7" * 600))
+        payload = b"".join(pax_record(rng) for _ in range(rng.randrange(4))) + rng.choice(
+            (b"", b"", b"junk", b"7" * 600)
+        )
     block = bytearray(BLOCK)
     block[:4] = b"ext\0"
     block[100:136] = b"%07o\0%07o\0%07o\0%011o\0" % (0o644, 0, 0, len(payload))
@@ -184,7 +280,9 @@ def tar_blocks(rng: random.Random, data: bytearray) -> bytearray:
 def tar(rng: random.Random, data: bytes) -> bytes:
     out = bytearray(data)
     for _ in range(rng.choice((1, 1, 1, 2, 3, 5))):
-        out = rng.choice((tar_field, tar_field, tar_field, tar_extension, tar_extension, tar_blocks, flip, cut))(rng, out)
+        out = rng.choice((tar_field, tar_field, tar_field, tar_extension, tar_extension, tar_blocks, flip, cut))(
+            rng, out
+        )
     return bytes(out[: 1 << 16])
 
 
@@ -198,14 +296,29 @@ def column_value(rng: random.Random, kind: pa.DataType) -> Any:
     if rng.random() < 0.05:
         return None
     if pa.types.is_integer(kind):
-        return rng.choice(NUMBERS) % (1 << (kind.bit_width - 1)) * (rng.choice((1, 1, -1)) if "u" not in str(kind) else 1)
+        return (
+            rng.choice(NUMBERS) % (1 << (kind.bit_width - 1)) * (rng.choice((1, 1, -1)) if "u" not in str(kind) else 1)
+        )
     if pa.types.is_floating(kind):
         return rng.choice((0.0, 1.0, -1.0, 60_000.0, float("nan"), float("inf"), -float("inf")))
     return rng.choice(("", "k0", "k1", "zz", "../x", "f" * 32, "ä\n", "a" * 64))
 
 
-OTHER_TYPES = (pa.string(), pa.int64(), pa.uint8(), pa.float64(), pa.list_(pa.int64()), pa.list_(pa.string()), pa.list_(pa.list_(pa.float32())),
-               pa.binary(), pa.bool_(), pa.null(), pa.large_string(), pa.list_(pa.float64(), 3), pa.timestamp("ms"))  # fmt: skip
+OTHER_TYPES = (
+    pa.string(),
+    pa.int64(),
+    pa.uint8(),
+    pa.float64(),
+    pa.list_(pa.int64()),
+    pa.list_(pa.string()),
+    pa.list_(pa.list_(pa.float32())),
+    pa.binary(),
+    pa.bool_(),
+    pa.null(),
+    pa.large_string(),
+    pa.list_(pa.float64(), 3),
+    pa.timestamp("ms"),
+)
 
 
 def table(rng: random.Random, made: pa.Table) -> bytes:
@@ -257,8 +370,28 @@ def _of(rng: random.Random, kind: pa.DataType) -> Any:
 # ---- JSON
 
 JSON_VALUES: tuple[Any, ...] = (
-    None, True, 0, -1, 1.5, 2**70, 10**400, "", "x", [], {}, [[]], [1], {"a": 1}, "\ud800", float("nan"), float("inf"), "../x", "\0", [None], -0.0,
-)  # fmt: skip
+    None,
+    True,
+    0,
+    -1,
+    1.5,
+    2**70,
+    10**400,
+    "",
+    "x",
+    [],
+    {},
+    [[]],
+    [1],
+    {"a": 1},
+    "\ud800",
+    float("nan"),
+    float("inf"),
+    "../x",
+    "\0",
+    [None],
+    -0.0,
+)
 
 
 def json_value(rng: random.Random, value: Any) -> Any:
@@ -314,7 +447,9 @@ def png_chunks(rng: random.Random, data: bytes) -> bytes:
         elif what == 1:
             chunks.insert(rng.randrange(len(chunks) + 1), [kind, body])
         elif what == 2:
-            chunks[place][0] = rng.choice((b"tRNS", b"PLTE", b"acTL", b"fcTL", b"fdAT", b"eXIf", b"iCCP", b"zTXt", b"gAMA", b"IEND", b"sBIT"))
+            chunks[place][0] = rng.choice(
+                (b"tRNS", b"PLTE", b"acTL", b"fcTL", b"fdAT", b"eXIf", b"iCCP", b"zTXt", b"gAMA", b"IEND", b"sBIT")
+            )
         elif kind == b"IHDR" and body:
             fields = list(struct.unpack(">IIBBBBB", body)) if len(body) == 13 else [1, 1, 8, 2, 0, 0, 0]
             fields[rng.randrange(7)] = rng.choice((0, 1, 2, 3, 4, 6, 8, 16, 255, 300))

@@ -21,7 +21,7 @@ from typing import Any
 
 sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[2])]
 
-import fuzz_targets
+import fuzz_targets  # noqa: E402
 
 HANG_SECONDS = 5
 LARGEST = 1 << 20

@@ -164,7 +164,9 @@ def make(root: Path) -> Path:
     for shard in SHARDS:
         made = samples(shard)
         tar, index = tar_and_index(made)
-        refused = [("bad/0", "no_text", 3), ("bad/1", "no_text", 4), ("bad/2", "no_image", 5)] if shard == "000001" else []
+        refused = (
+            [("bad/0", "no_text", 3), ("bad/1", "no_text", 4), ("bad/2", "no_image", 5)] if shard == "000001" else []
+        )
         with base.attempt(shard) as attempt:
             attempt.write(f"{shard}.tar", tar)
             attempt.write(f"{shard}.idx", index)
@@ -221,7 +223,9 @@ def replace_base(dataset: Path, shard: str, made: Samples, *, all_of_it: bool) -
     if all_of_it:
         old = StageFolder(str(dataset), "base").marker(shard)
         new = base_marker(shard, made, [], old.fingerprint)(old.outputs)
-        edit_marker(dataset, "base", shard, **{f: getattr(new, f) for f in ("samples", "keys_digest", "content_digest")})
+        edit_marker(
+            dataset, "base", shard, **{f: getattr(new, f) for f in ("samples", "keys_digest", "content_digest")}
+        )
         edit_marker(dataset, "base", shard, came_in=new.came_in, came_in_digest=new.came_in_digest)
 
 
