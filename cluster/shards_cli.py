@@ -7,12 +7,15 @@ from contextlib import contextmanager
 
 import typer
 
-from cluster.commands import verify
+from cluster.commands import index, show, stats, verify
 from shards.work import RunUnits, run_here
 from villa_dist.config import RayConfig
 
 app = typer.Typer(name="shards", help="Pack, reshard, verify and look at shards.", no_args_is_help=True)
 app.command("verify")(verify.command)
+app.command("index")(index.command)
+app.command("stats")(stats.command)
+app.command("show")(show.command)
 
 
 @contextmanager

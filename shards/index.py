@@ -28,6 +28,7 @@ SCHEMA = pa.schema(
         ("member_sizes", pa.list_(pa.int64())),
     ]
 )
+TAR_BYTES = "tar_bytes"
 
 
 class ShardIndex:
@@ -64,10 +65,20 @@ class ShardIndex:
         }
         return cls(pa.table(columns, schema=SCHEMA))
 
-    def to_bytes(self) -> bytes:
+    def to_bytes(self, tar_bytes: int | None = None) -> bytes:
+        """tar_bytes: the size of a foreign tar, kept with its index so that another tar of that name is noticed."""
+        table = self.table
+        if tar_bytes is not None:
+            table = table.replace_schema_metadata({TAR_BYTES: str(tar_bytes)})
         sink = io.BytesIO()
-        pq.write_table(self.table, sink, compression="zstd", store_schema=False)
+        pq.write_table(table, sink, compression="zstd", store_schema=tar_bytes is not None)
         return sink.getvalue()
+
+    @property
+    def tar_bytes(self) -> int | None:
+        """The size of the tar this index is of, where it was recorded."""
+        recorded = (self.table.schema.metadata or {}).get(TAR_BYTES.encode(), b"")
+        return int(recorded) if recorded.isdigit() else None
 
     @classmethod
     def from_bytes(cls, data: bytes, place: str) -> ShardIndex:
