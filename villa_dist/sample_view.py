@@ -116,7 +116,7 @@ def _pairs(table: pa.Table, row: int, words: tuple[str, ...]) -> tuple[Region, .
         Region(tuple(box), tuple(sorted(m, key=lambda x: -x[1])), max((s for _, s in m), default=0.0))
         for box, m in zip(boxes, marks, strict=True)
     ]
-    return tuple(sorted(made, key=lambda r: -r.score))
+    return tuple(sorted(made, key=_first))
 
 
 def _regions(table: pa.Table, row: int, words: tuple[str, ...]) -> tuple[Region, ...]:
@@ -124,7 +124,13 @@ def _regions(table: pa.Table, row: int, words: tuple[str, ...]) -> tuple[Region,
         Region(tuple(box), (), float(score))
         for box, score in zip(table["boxes"][row].as_py(), table["objectness"][row].as_py(), strict=True)
     ]
-    return tuple(sorted(made, key=lambda r: -r.score))
+    return tuple(sorted(made, key=_first))
+
+
+def _first(region: Region) -> tuple[float, float]:
+    """Surer regions come first, of equally sure ones the larger."""
+    x1, y1, x2, y2 = region.box
+    return -region.score, -(x2 - x1) * (y2 - y1)
 
 
 def _phrase(words: tuple[str, ...], attribute: int) -> str:

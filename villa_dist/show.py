@@ -95,13 +95,15 @@ def place(regions: Sequence[Region], scale: float, size: tuple[int, int]) -> lis
 
 
 def _free_corner(box: Box, taken: Sequence[tuple[float, float]], size: tuple[int, int]) -> tuple[float, float]:
-    """Inside the corners first, then along the edges, then anywhere near; the first place where no badge is."""
+    """Corners inside the box (outside for a small one), then the others, then along the edges: the first place where no
+    badge is."""
     x1, y1, x2, y2 = box
     corners = [(x1, y1), (x2 - BADGE, y1), (x2 - BADGE, y2 - BADGE), (x1, y2 - BADGE)]
     outside = [(x1, y1 - BADGE), (x2 - BADGE, y1 - BADGE), (x1, y2), (x2 - BADGE, y2)]
     steps = range(1, 1 + int(max(x2 - x1, y2 - y1, 4 * BADGE) // BADGE))
     along = [(x1 + s * BADGE, y1) for s in steps] + [(x1, y1 + s * BADGE) for s in steps]
-    for x, y in corners + outside + along:
+    small = min(x2 - x1, y2 - y1) < 2 * BADGE  # a badge inside would hide what it names
+    for x, y in (outside + corners if small else corners + outside) + along:
         x, y = min(max(x, 0), size[0] - BADGE), min(max(y, 0), size[1] - BADGE)
         if all(abs(x - tx) >= BADGE or abs(y - ty) >= BADGE for tx, ty in taken):
             return x, y
@@ -132,12 +134,13 @@ LegendLine = tuple[Placed | None, str, tuple[int, int, int]]
 
 def _legend_lines(view: View, shown: Sequence[Placed], most: int) -> list[LegendLine]:
     lines: list[LegendLine] = []
+    certain = all(score == 1.0 for r in view.regions for _, score in r.marks)  # known pairs: their score says nothing
     wide = PANEL - BADGE - GAP
     for p in shown:
-        for n, row in enumerate(wrapped(description(p.region), font(FONT_SIZE), wide, 4)):
+        for n, row in enumerate(wrapped(description(p.region, scores=not certain), font(FONT_SIZE), wide, 4)):
             lines.append((p if n == 0 else None, row, INK))
     if len(view.regions) > most:
-        lines.append((None, f"and {len(view.regions) - most} more regions, less sure", FAINT))
+        lines.append((None, f"and {len(view.regions) - most} more regions", FAINT))
     if not view.regions and view.stage:
         lines.append((None, "no regions", FAINT))
     if view.mentions:
@@ -146,11 +149,11 @@ def _legend_lines(view: View, shown: Sequence[Placed], most: int) -> list[Legend
     return lines
 
 
-def description(region: Region) -> str:
+def description(region: Region, *, scores: bool = True) -> str:
     """`red .93, circle .71, and 2 more`; of a region without attributes its objectness."""
     if not region.marks:
         return f"objectness {region.score:.2f}" if region.score else "nothing said"
-    parts = [f"{clean(phrase)} {score:.2f}" for phrase, score in region.marks[:MOST_MARKS]]
+    parts = [f"{clean(phrase)} {score:.2f}" if scores else clean(phrase) for phrase, score in region.marks[:MOST_MARKS]]
     more = len(region.marks) - MOST_MARKS
     return ", ".join(parts) + (f", and {more} more" if more > 0 else "")
 
