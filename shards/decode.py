@@ -1,6 +1,6 @@
 """From bytes to pixels and text, by an allow-list of suffixes. Nothing here unpickles, executes or follows a path.
 
-Pixels become RGB uint8: 16-bit images are rescaled to 8 bits by their own range of values (clipping at 255 ruins
+Pixels become RGB uint8: 16-bit grey images are rescaled to 8 bits by their own range of values (clipping at 255 ruins
 radiographs), EXIF orientation is applied, CMYK and palettes are converted, alpha is laid over white, and the first
 frame of an animation is taken.
 """
@@ -72,7 +72,10 @@ def _to_rgb(image: Image.Image) -> np.ndarray:
     image.load()
     upright = ImageOps.exif_transpose(image)
     if upright.mode in ("I;16", "I;16B", "I;16L", "I", "F"):
-        return np.repeat(_rescale(np.asarray(upright))[..., None], 3, axis=2)
+        values = np.asarray(upright)
+        grey = _rescale(values)
+        grey[values == upright.info.get("transparency", -1)] = 255
+        return np.repeat(grey[..., None], 3, axis=2)
     if upright.mode in ("RGBA", "LA", "PA") or "transparency" in upright.info:
         rgba = upright.convert("RGBA")
         upright = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba)

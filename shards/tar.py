@@ -23,6 +23,7 @@ _REGULAR = (b"0", b"\0", b"7")
 _SKIPPED = (b"5",)  # a folder
 _FALLBACK = (b"x", b"g", b"L", b"K", b"S", b"X", b"N", b"A")
 LONGEST_EXTENSION = 1 << 20  # bytes of a PAX header or a GNU long name
+_COMPRESSED = {b"\x1f\x8b\x08": "gzip", b"BZh": "bzip2", b"\xfd7zXZ\0": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
 _LONG_NUMBER = re.compile(rb"\d{256}")
 _REFUSED = {b"1": "link", b"2": "link", b"3": "device", b"4": "device", b"6": "device"}
 
@@ -131,6 +132,10 @@ def walk(data: memoryview, file: BinaryIO, scan: Scan) -> Iterator[Member]:
     A damaged tar ends the walk and says so in `scan.problem`; members before the damage are sound.
     """
     total, at = len(data), 0
+    for magic, name in _COMPRESSED.items():
+        if data[: len(magic)] == magic:
+            scan.problem = f"compressed by {name}, no plain tar; unpack it to a .tar first"
+            return
     while at + BLOCK <= total:
         if data[at] == 0 and not any(data[at : at + BLOCK]):
             if not _rest_is_zero(data, at):

@@ -12,6 +12,7 @@ import fuzz_run
 import fuzz_targets
 import pytest
 
+pytestmark = pytest.mark.filterwarnings("ignore")
 CORPUS = sorted((Path(__file__).parent / "corpus").glob("*.bin"))
 TARGETS = fuzz_targets.targets()
 SECONDS = 0.5  # for each target
