@@ -23,9 +23,18 @@ def fingerprint(value: Any) -> str:
 
 def sample_hash(key: str, members: Iterable[tuple[str, bytes | memoryview]]) -> int:
     """A 128-bit number for one sample: its key and every (suffix, content), whatever the members' order."""
+    return hash_of(key, ((suffix, member_digest(data)) for suffix, data in members))
+
+
+def member_digest(data: bytes | memoryview) -> bytes:
+    return hashlib.blake2b(data, digest_size=16).digest()
+
+
+def hash_of(key: str, digests: Iterable[tuple[str, bytes]]) -> int:
+    """`sample_hash` from the members' digests."""
     outer = hashlib.blake2b(key.encode("utf-8", "surrogateescape"), digest_size=16)
-    for suffix, data in sorted(members, key=lambda m: m[0]):
-        outer.update(b"\0" + suffix.encode() + b"\0" + hashlib.blake2b(data, digest_size=16).digest())
+    for suffix, digest in sorted(digests, key=lambda m: m[0]):
+        outer.update(b"\0" + suffix.encode() + b"\0" + digest)
     return int.from_bytes(outer.digest(), "big")
 
 

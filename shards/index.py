@@ -14,6 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from shards.digest import hash_of
 from shards.errors import ShardError
 from shards.sidecar import conformed, list_column
 from shards.tar import Sample
@@ -26,9 +27,24 @@ SCHEMA = pa.schema(
         ("suffixes", pa.list_(pa.string())),
         ("member_offsets", pa.list_(pa.int64())),
         ("member_sizes", pa.list_(pa.int64())),
+        ("digests", pa.list_(pa.binary(16))),  # blake2b-128 of each member's content; null where it was not hashed
     ]
 )
 TAR_BYTES = "tar_bytes"
+
+
+def moved(table: pa.Table, offsets: np.ndarray) -> pa.Table:
+    """An index table whose samples start at `offsets` instead; members keep their places within their sample."""
+    table = table.combine_chunks()
+    shift = offsets - table["offset"].to_numpy()
+    column = table["member_offsets"].combine_chunks()
+    if isinstance(column, pa.ChunkedArray):
+        column = column.chunk(0) if column.num_chunks else pa.array([], column.type)
+    starts = column.offsets.to_numpy()
+    values = column.values.to_numpy()[starts[0] : starts[-1]] + np.repeat(shift, np.diff(starts))
+    lists = pa.ListArray.from_arrays(pa.array(starts - starts[0], pa.int32()), pa.array(values, pa.int64()))
+    table = table.set_column(1, SCHEMA.field("offset"), pa.array(offsets, pa.int64()))
+    return table.set_column(4, SCHEMA.field("member_offsets"), lists)
 
 
 class ShardIndex:
@@ -54,7 +70,8 @@ class ShardIndex:
         return list(zip(self._suffixes[row], self._member_offsets[row], self._member_sizes[row], strict=True))
 
     @classmethod
-    def of(cls, samples: Sequence[Sample]) -> ShardIndex:
+    def of(cls, samples: Sequence[Sample], digests: Sequence[Sequence[bytes]] | None = None) -> ShardIndex:
+        """digests: `member_digest` of each sample's members, where they are known."""
         columns = {
             "key": [s.key for s in samples],
             "offset": [s.start for s in samples],
@@ -62,8 +79,28 @@ class ShardIndex:
             "suffixes": [list(s.suffixes) for s in samples],
             "member_offsets": [[m.offset for m in s.members] for s in samples],
             "member_sizes": [[m.size for m in s.members] for s in samples],
+            "digests": [None] * len(samples) if digests is None else [list(d) for d in digests],
         }
         return cls(pa.table(columns, schema=SCHEMA))
+
+    @property
+    def hashed(self) -> bool:
+        """Whether the content of every sample was hashed."""
+        return not self.table["digests"].null_count
+
+    def member_digests(self) -> list[list[bytes]]:
+        """blake2b-128 of each member of each sample; for an index that is `hashed`."""
+        return self.table["digests"].to_pylist()  # type: ignore[no-any-return]
+
+    def sample_hashes(self) -> list[int]:
+        """`shards.digest.sample_hash` of each sample, from the digests of its members."""
+        rows = zip(self.keys, self._suffixes, self.member_digests(), strict=True)
+        return [hash_of(key, zip(suffixes, digests, strict=True)) for key, suffixes, digests in rows]
+
+    def take(self, rows: np.ndarray, offsets: np.ndarray) -> ShardIndex:
+        """The samples `rows`, in that order, as they lie in another tar that has them at `offsets`."""
+        table = self.table.take(pa.array(rows))
+        return ShardIndex(moved(table, np.asarray(offsets, np.int64)))
 
     def to_bytes(self, tar_bytes: int | None = None) -> bytes:
         """tar_bytes: the size of a foreign tar, kept with its index so that another tar of that name is noticed."""
@@ -88,7 +125,7 @@ class ShardIndex:
             table = pq.read_table(io.BytesIO(data))
             names = table.column_names
             if names == SCHEMA.names:
-                table = conformed(table, SCHEMA)
+                table = conformed(table, SCHEMA, nullable=("digests",))
                 _check(table)
                 return cls(table)
         except (pa.ArrowException, OSError, UnicodeError, ValueError) as error:
@@ -107,6 +144,10 @@ def _check(table: pa.Table) -> None:
     size_M, sizes_at = list_column(table, "member_sizes")
     if not (np.array_equal(at_N, members_at) and np.array_equal(at_N, sizes_at)):
         raise ValueError("its rows list another number of suffixes than of member offsets or sizes")
+    if not table["digests"].null_count:
+        _, digests_at = list_column(table, "digests")
+        if not np.array_equal(at_N, digests_at):
+            raise ValueError("its rows list another number of digests than of members")
     count_N = np.diff(at_N)
     row_M = np.repeat(np.arange(len(from_N)), count_N)
     wrong_N = (count_N == 0) | (from_N < 0) | (length_N <= 0) | (from_N > (1 << 62)) | (length_N > (1 << 62))

@@ -21,7 +21,7 @@ TEXTS = (
     "content_digest",
 )
 DIGEST = re.compile(r"[0-9a-f]{32}")
-SHA256 = re.compile(r"[0-9a-f]{64}")
+SHA256 = re.compile(r"([0-9a-f]{64})?")  # empty where the writer was told not to hash
 
 
 def read_marker(data: bytes, place: str) -> Marker:

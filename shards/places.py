@@ -14,10 +14,11 @@ from typing import BinaryIO
 from shards import manifest
 from shards.commit import SUFFIX
 from shards.errors import ShardError, VillaError
+from shards.reshard.sources import sorted_paths
 from shards.store import Store
 
 CHUNK = 1 << 23
-WILD = "*?["
+WILD = "*?[{"
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,7 @@ def look_at(path: str) -> Place:
     """Raises: VillaError when `path` holds no shards, with what it holds instead."""
     url = path.rstrip("/") or "/"
     if any(c in url for c in WILD):
-        return _tars(url, *_glob(url))
+        return _tars(url, *_listed(url))
     store = Store(url)
     if url.endswith(".tar") and _is_file(store):
         parent, _, name = url.rpartition("/")
@@ -66,7 +67,7 @@ def is_stage(store: Store) -> bool:
 
 def stages_of(dataset: Store) -> tuple[str, ...]:
     """Names of a data set's stages, base first."""
-    names = [n for n in folders(dataset) if is_stage(dataset.child(n))]
+    names = [n for n in folders(dataset) if not n.startswith(".") and is_stage(dataset.child(n))]
     return tuple(sorted(names, key=lambda n: (n != "base", n)))
 
 
@@ -85,14 +86,15 @@ def _is_file(store: Store) -> bool:
     return bool(store.fs.isfile(store.path()))
 
 
-def _glob(url: str) -> tuple[str, list[str]]:
-    """(folder before the first wild part, names below it)."""
+def _listed(url: str) -> tuple[str, list[str]]:
+    """(folder before the first wild part, names below it) of a glob or a list in braces."""
     parts = url.split("/")
     fixed = next(i for i, part in enumerate(parts) if any(c in part for c in WILD))
     root = "/".join(parts[:fixed]) or ("/" if url.startswith("/") else ".")
     store = Store(root)
-    found = store.fs.glob(store.path("/".join(parts[fixed:])))
-    return root, sorted(str(f).removeprefix(store.path()).lstrip("/") for f in found)
+    folder = store.path() if store.local else store.url
+    paths = sorted_paths(f"{folder}/{'/'.join(parts[fixed:])}")
+    return root, [path.removeprefix(folder).lstrip("/") for path in paths]
 
 
 def _tars(path: str, root: str, names: list[str]) -> Place:

@@ -92,9 +92,12 @@ def from_bytes(data: bytes, place: str, schema: pa.Schema | None = None) -> pa.T
         ) from error
 
 
-def conformed(found: pa.Table, schema: pa.Schema) -> pa.Table:
+def conformed(found: pa.Table, schema: pa.Schema, nullable: Sequence[str] = ()) -> pa.Table:
     """`found` with the columns of `schema` in its types. Files of other writers may differ in the width of a number or
-    have lost the fixed length of a list. Raises: ValueError or pyarrow's own where the values do not fit."""
+    have lost the fixed length of a list. nullable: columns that may be null throughout.
+
+    Raises: ValueError, or pyarrow's own, where the values do not fit.
+    """
     for wanted in schema:
         places = found.schema.get_all_field_indices(wanted.name)
         if len(places) != 1:
@@ -103,7 +106,7 @@ def conformed(found: pa.Table, schema: pa.Schema) -> pa.Table:
         if column.type != wanted.type:
             column = _cast(column, wanted)
             found = found.set_column(places[0], wanted.name, column)
-        if _nulls(column):
+        if _nulls(column) and not (wanted.name in nullable and column.null_count == len(column)):
             raise ValueError(f"column {wanted.name!r} holds nulls")
         column.validate(full=True)
     return found
@@ -119,7 +122,7 @@ def _kind(kind: pa.DataType) -> str:
     """What a cast may not change: how deep the lists go, and what the values are."""
     if pa.types.is_list(kind) or pa.types.is_fixed_size_list(kind) or pa.types.is_large_list(kind):
         return f"list of {_kind(kind.value_type)}"
-    for name in ("integer", "floating", "string", "large_string"):
+    for name in ("integer", "floating", "string", "large_string", "null"):
         if getattr(pa.types, f"is_{name}")(kind):
             return name.removeprefix("large_")
     return str(kind)

@@ -23,7 +23,7 @@ from shards.decode import (
     sample_text,
     upright_size,
 )
-from shards.digest import SampleDigest, sample_hash
+from shards.digest import SampleDigest, hash_of, keys_digest, member_digest
 from shards.errors import ShardError
 from shards.findings import Findings
 from shards.index import ShardIndex
@@ -38,6 +38,7 @@ class Walked:
     """What a walk over a tar gave: samples in order, their digests, and the images' sizes where they were asked for."""
 
     samples: list[Sample]
+    digests: list[list[bytes]]  # of each sample's members, of our own tars
     content: SampleDigest
     sizes: list[Size]
 
@@ -61,13 +62,14 @@ def walk_tar(
 
     ours: of a base shard, where nothing may be refused and nothing may follow the end.
     """
-    scan, samples, known = Scan(), [], []
+    scan, samples, digests, known = Scan(), [], [], []
     content = SampleDigest()
     for sample in group(walk(view, file, scan), scan):
         samples.append(sample)
         members = {s: view[m.offset : m.offset + m.size] for s, m in zip(sample.suffixes, sample.members, strict=True)}
         if ours:
-            content.add(sample_hash(sample.key, members.items()))
+            digests.append([member_digest(data) for data in members.values()])
+            content.add(hash_of(sample.key, zip(members, digests[-1], strict=True)))
         if deep or sizes:
             known.append(_look(sample, members, place, found, deep, max_pixels))
     remedy = RESTORE if ours else "fetch the shard again"
@@ -89,7 +91,7 @@ def walk_tar(
     if ours and not scan.problem and len(view) != stop:
         found.add("error", "trailing data", place, expected=f"{stop} bytes", found=f"{len(view)} bytes", remedy=RESTORE)
     _check_names(samples, place, found, ours)
-    return Walked(samples, content, known)
+    return Walked(samples, digests, content, known)
 
 
 def _look(
@@ -135,7 +137,7 @@ def _check_names(samples: list[Sample], place: str, found: Findings, ours: bool)
         for suffix, count in Counter(s for sample in samples for s in sample.suffixes).items():
             if suffix not in IMAGE_SUFFIXES + TEXT_SUFFIXES:
                 found.add(
-                    "warning",
+                    "note",
                     "unknown suffix",
                     place,
                     expected=", ".join(IMAGE_SUFFIXES + TEXT_SUFFIXES),
@@ -144,45 +146,36 @@ def _check_names(samples: list[Sample], place: str, found: Findings, ours: bool)
                 )
 
 
-def check_index(index: pa.Table, samples: list[Sample], place: str, found: Findings, remedy: str) -> None:
-    """Every key, offset, size and suffix of an index equals a fresh walk's."""
-    walked = ShardIndex.of(samples).table
-    if index.equals(walked):
+def check_index(index: pa.Table, walked: Walked, place: str, found: Findings, remedy: str) -> None:
+    """Every key, offset, size and suffix of an index equals a fresh walk's, and every digest the content's."""
+    hashed = bool(walked.digests) and not index["digests"].null_count
+    fresh = ShardIndex.of(walked.samples, walked.digests if hashed else None).table
+    if index.equals(fresh):
         return
-    if len(index) != len(walked):
-        found.add(
-            "error",
-            "index differs",
-            place,
-            expected=f"{len(walked)} samples",
-            found=f"{len(index)} rows",
-            remedy=remedy,
-        )
-    for row in range(min(len(index), len(walked))):
-        mine, theirs = (t.slice(row, 1).to_pylist()[0] for t in (walked, index))
+    if len(index) != len(fresh):
+        expected, met = f"{len(fresh)} samples", f"{len(index)} rows"
+        found.add("error", "index differs", place, expected=expected, found=met, remedy=remedy)
+    for row in range(min(len(index), len(fresh))):
+        mine, theirs = (t.slice(row, 1).to_pylist()[0] for t in (fresh, index))
         for name in mine:
-            if mine[name] != theirs[name]:
-                found.add(
-                    "error",
-                    "index differs",
-                    f"{place} row {row} {name}",
-                    expected=mine[name],
-                    found=theirs[name],
-                    remedy=remedy,
-                )
+            if mine[name] != theirs[name] and (hashed or name != "digests"):
+                where = f"{place} row {row} {name}"
+                found.add("error", "index differs", where, expected=mine[name], found=theirs[name], remedy=remedy)
 
 
-def check_base_marker(marker: Marker, walked: Walked, place: str, found: Findings) -> None:
-    """Counts and digests of a base shard's marker against its tar, and that what came in went out or was refused."""
-    keys = SampleDigest()
-    for key in walked.keys:
-        keys.add(sample_hash(key, ()))
+def check_base_marker(marker: Marker, walked: Walked, place: str, found: Findings, *, hashed: bool) -> None:
+    """Counts and digests of a base shard's marker against its tar, and that what came in went out or was refused.
+
+    hashed: whether contents were hashed when the shard was written; else the digests are of keys alone.
+    """
+    keys = keys_digest(walked.keys)
+    content = walked.content if hashed else keys
     refused = sum(marker.refused.values())
-    came_in = walked.content + SampleDigest.parse(refused, marker.refused_digest or "0")
+    came_in = content + SampleDigest.parse(refused, marker.refused_digest or "0")
     for name, expected, said in (
         ("samples", len(walked.samples), marker.samples),
         ("keys_digest", keys.hex, marker.keys_digest),
-        ("content_digest", walked.content.hex, marker.content_digest),
+        ("content_digest", content.hex, marker.content_digest),
         ("came_in", came_in.count, marker.came_in),
         ("came_in_digest", came_in.hex, marker.came_in_digest),
     ):

@@ -219,12 +219,12 @@ class DatasetVerifier:
                 walked = walk_tar(
                     view, file, place, found, ours=True, deep=self.task.deep, sizes=boxes, max_pixels=limit
                 )
-            check_base_marker(marker, walked, store.path(shard + SUFFIX), found)
+            check_base_marker(marker, walked, store.path(shard + SUFFIX), found, hashed=bool(tar.sha256))
         if idx is not None:
             data, place = read_output(stage.folder, idx, found)
             table = read_index(data, place, found, REDO) if data is not None else None
             if table is not None and walked is not None:
-                check_index(table, walked.samples, place, found, REDO)
+                check_index(table, walked, place, found, REDO)
         if tar is None or walked is None:
             return Base(None, attributes=self.attributes)
         return Base(walked.keys, walked.sizes, tar.sha256, self.attributes)

@@ -78,7 +78,8 @@ def check_sidecar_marker(marker: Marker, base_marker: Marker | None, base: Base,
             "evaluate-"
         )
         tar = base.tar_sha256
-        if tar and marker.input_digest != tar and (made_of_base or _is_sha256(marker.input_digest)):
+        resharded = marker.input_digest == marker.fingerprint  # it moved with its base shard
+        if tar and marker.input_digest != tar and not resharded and (made_of_base or _is_sha256(marker.input_digest)):
             found.add(
                 "error",
                 "made from another base",
@@ -97,8 +98,10 @@ def check_sidecar_marker(marker: Marker, base_marker: Marker | None, base: Base,
             found=marker.came_in,
             remedy=REDO,
         )
-    if marker.content_digest == "" and refused == 0:
-        for name, expected in (("came_in_digest", marker.keys_digest), ("refused_digest", f"{0:032x}")):
+    if refused == 0:
+        wanted = {"came_in_digest": marker.keys_digest, "refused_digest": f"{0:032x}"}
+        wanted |= {"content_digest": marker.keys_digest} if marker.content_digest else {}
+        for name, expected in wanted.items():
             if getattr(marker, name) != expected:
                 found.add(
                     "error",

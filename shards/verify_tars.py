@@ -34,5 +34,5 @@ def verify_tar(store: Store, name: str, deep: bool) -> dict[str, Any]:
         remedy = "remove it and run `villa shards index` again"
         table = read_index(store.read(idx), store.path(idx), found, remedy)
         if table is not None:
-            check_index(table, walked.samples, store.path(idx), found, remedy)
+            check_index(table, walked, store.path(idx), found, remedy)
     return {"findings": found.to_json(), "samples": len(walked.samples), "bytes": size}

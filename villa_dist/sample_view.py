@@ -9,7 +9,6 @@ import difflib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
-from os.path import commonprefix
 
 import numpy as np
 import pyarrow as pa
@@ -80,9 +79,14 @@ def _unknown(path: str, key: str, every: Iterator[str]) -> str:
     keys = islice(every, LOOKED_THROUGH)
     while chunk := list(islice(keys, 2000)):
         close = difflib.get_close_matches(key, [*nearest, *chunk], 10 * NEAREST, 0.4) or [*nearest, *chunk]
-        nearest = sorted(close, key=lambda k: -len(commonprefix([key, k])))[:NEAREST]  # a stable sort: then by likeness
+        nearest = sorted(close, key=lambda k: -_alike(key, k))[:NEAREST]  # a stable sort: then by likeness
     known = f"the nearest are {', '.join(map(repr, nearest))}" if nearest else "it holds no sample"
     return f"there is no sample {key!r} in {path}; {known}"
+
+
+def _alike(a: str, b: str) -> int:
+    """How many characters two keys begin with alike."""
+    return next((n for n, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
 
 
 def _of_shard(place: Place, base: BaseShard, row: int, stage: str | None) -> View:

@@ -62,7 +62,9 @@ def draw(view: View, most: int = MOST_REGIONS) -> Image.Image:
     page = Image.new("RGB", (width, head + body + GAP * 2 + len(text) * line + MARGIN), PAPER)
     pen = ImageDraw.Draw(page)
     title = f"{clean(view.key)}   {view.stage or 'no sidecar'}   {view.pixels.shape[1]}x{view.pixels.shape[0]}"
-    pen.text((MARGIN, MARGIN), fitted(title, font(FONT_SIZE, bold=True), width - 2 * MARGIN), INK, font(FONT_SIZE, bold=True))
+    pen.text(
+        (MARGIN, MARGIN), fitted(title, font(FONT_SIZE, bold=True), width - 2 * MARGIN), INK, font(FONT_SIZE, bold=True)
+    )
     _draw_boxes(picture, shown)
     page.paste(picture, (MARGIN, head))
     _draw_legend(pen, legend, (MARGIN * 2 + picture.width, head), between)

@@ -11,6 +11,7 @@ import typer
 
 from cluster.commands.common import SHOWN, Address, Scratch, Workers, progress_of
 from cluster.result import emit
+from cluster.shards_cli import units_on
 from shards.findings import lines
 from shards.indexing import index_tars
 
@@ -24,8 +25,6 @@ def command(
     scratch: Scratch = None,
 ) -> None:
     """Write an .idx for each tar: where every sample and member lies. Resumes; exit code 1 when a tar is refused."""
-    from cluster.shards_cli import units_on
-
     with units_on(workers, address) as run, progress_of("index", "tars") as progress:
         done = index_tars(tars, run, out=out, force=force, scratch=scratch, progress=progress)
     for line in lines(done.findings):

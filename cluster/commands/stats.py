@@ -9,6 +9,7 @@ import typer
 
 from cluster.commands.common import Address, Path, Scratch, Workers, progress_of
 from cluster.result import emit
+from cluster.shards_cli import units_on
 from shards.stats import SAMPLED, stats, summary
 
 COLUMNS = ("min", "p5", "p50", "p95", "max", "mean")
@@ -24,8 +25,6 @@ def command(
     scratch: Scratch = None,
 ) -> None:
     """What shards hold: counts, sizes, texts, refusals, regions and pairs."""
-    from cluster.shards_cli import units_on
-
     with units_on(workers, address) as run, progress_of("stats", "shards") as progress:
         found = summary(stats(path, run, sample=sample, scratch=scratch, progress=progress))
     _print(path, found)

@@ -11,6 +11,7 @@ import typer
 
 from cluster.commands.common import SHOWN, Address, Path, Scratch, Workers, progress_of
 from cluster.result import emit
+from cluster.shards_cli import units_on
 from shards.findings import lines
 from shards.verify import Verified
 from shards.verify import verify as run_verify
@@ -24,8 +25,6 @@ def command(
     scratch: Scratch = None,
 ) -> None:
     """Check shards: files against markers, tars, indices, sidecars, counts and digests. Exit code 1 with findings."""
-    from cluster.shards_cli import units_on
-
     with units_on(workers, address) as run, progress_of("verify", "shards") as progress:
         verified = run_verify(path, run, deep=deep, scratch=scratch, progress=progress)
     for line in lines(verified.findings):

@@ -13,7 +13,7 @@ from runs import result_line, villa
 
 sys.path.append(str(Path(__file__).parents[1] / "shards"))
 
-from made_dataset import make  # noqa: E402
+from made_dataset import make
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,7 @@ from shard_samples import Samples
 
 from shards import manifest, sidecar
 from shards.commit import Marker, Output, StageFolder
-from shards.digest import SampleDigest, keys_digest, sample_hash, sha256
+from shards.digest import SampleDigest, keys_digest, member_digest, sample_hash, sha256
 from shards.index import ShardIndex
 from shards.tar import Sample, TarWriter
 
@@ -46,7 +46,8 @@ def tar_and_index(made: Samples) -> tuple[bytes, bytes]:
         parts = tuple(tar.add(f"{key}.{suffix}", data) for suffix, data in members.items())
         rows.append(Sample(key, parts, tuple(members)))
     tar.close()
-    return sink.getvalue(), ShardIndex.of(rows).to_bytes()
+    digests = [[member_digest(data) for data in members.values()] for _, members in made]
+    return sink.getvalue(), ShardIndex.of(rows, digests).to_bytes()
 
 
 def base_marker(shard: str, made: Samples, refused: list[tuple[str, str, int]], bound: str) -> Callable[..., Marker]:

@@ -153,7 +153,12 @@ def test_no_member_is_unpickled(tmp_path: Path) -> None:
     assert canary.exists(), "the canary sings"
     canary.unlink()
     suffixes = ("pyd", "pkl", "pth", "pt", "npy", "txt", "json", "png", "jpg", "idx")
-    shard = written([("a", {"png": png(0), "txt": b"fine", **{s: code for s in suffixes[:5]}}), ("b", dict.fromkeys(suffixes, code))])
+    shard = written(
+        [
+            ("a", {"png": png(0), "txt": b"fine", **dict.fromkeys(suffixes[:5], code)}),
+            ("b", dict.fromkeys(suffixes, code)),
+        ]
+    )
     folder = tmp_path / "tars"
     folder.mkdir()
     (folder / "x.tar").write_bytes(shard)

@@ -29,7 +29,8 @@ def first_channel(data: bytes) -> list[list[int]]:
 
 
 def test_sixteen_bits_run_from_the_images_lowest_to_its_highest_value() -> None:
-    """1000 * 255 / 65535 = 3.9, 30000 * 255 / 65535 = 116.7; and (20000 - 10000) * 255 / 40000 = 63.75, 19000 * 255 / 40000 = 121.1."""
+    """1000 * 255 / 65535 = 3.9, 30000 * 255 / 65535 = 116.7; and with the lowest at 10000 and the highest at 50000,
+    10000 * 255 / 40000 = 63.75, 19000 * 255 / 40000 = 121.1."""
     assert first_channel(encoded(grey16([0, 1000], [30_000, 65_535]))) == [[0, 4], [117, 255]]
     assert first_channel(encoded(grey16([10_000, 20_000], [29_000, 50_000]))) == [[0, 64], [121, 255]]
 

@@ -215,7 +215,7 @@ CHANGES: dict[str, tuple[Change, str]] = {
     "tar: another key": (with_samples(another_key), "error: not aligned"),
     "tar: another suffix": (
         with_samples(lambda s: [(s[0][0], {"bin": b"x", **s[0][1]}), *s[1:]]),
-        "warning: unknown suffix",
+        "error: made from another base",
     ),
     "tar: another image": (
         with_samples(lambda s: [(s[0][0], {**s[0][1], "png": made_dataset.png(99)}), *s[1:]]),

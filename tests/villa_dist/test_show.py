@@ -17,7 +17,7 @@ from villa_dist.sample_view import Region, View, view
 
 sys.path.append(str(Path(__file__).parents[1] / "shards"))
 
-from made_dataset import REGIONS, make, samples  # noqa: E402
+from made_dataset import REGIONS, make, samples
 
 
 @pytest.fixture(scope="module")

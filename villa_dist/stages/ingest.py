@@ -20,7 +20,7 @@ from shards.decode import (
     image_member,
     sample_text,
 )
-from shards.digest import Conservation, SampleDigest, keys_digest, sample_hash
+from shards.digest import Conservation, SampleDigest, hash_of, keys_digest, member_digest, sample_hash
 from shards.errors import ShardError, VillaError
 from shards.index import ShardIndex
 from shards.reader import scan_tar
@@ -71,15 +71,18 @@ class Collector:
         self.file = attempt.open(f"{shard}.tar")
         self.tar = TarWriter(self.file)  # type: ignore[arg-type]
         self.samples: list[Sample] = []
+        self.digests: list[list[bytes]] = []
         self.refused = Refused()
         self.flow = Conservation()
         self.seen: set[str] = set()
 
     def add(self, key: str, members: dict[str, bytes]) -> None:
-        value = sample_hash(key, members.items())
+        digests = [member_digest(data) for data in members.values()]
+        value = hash_of(key, zip(members, digests, strict=True))
         self.flow.came_in.add(value)
         self.flow.out.add(value)
         self.seen.add(key)
+        self.digests.append(digests)
         written = tuple(self.tar.add(f"{key}.{suffix}", data) for suffix, data in members.items())
         self.samples.append(Sample(key, written, tuple(members)))
 
@@ -94,7 +97,7 @@ class Collector:
     ) -> Marker:
         self.tar.close()
         self.file.close()
-        self.attempt.write(f"{self.shard}.idx", ShardIndex.of(self.samples).to_bytes())
+        self.attempt.write(f"{self.shard}.idx", ShardIndex.of(self.samples, self.digests).to_bytes())
         self.refused.write(self.attempt, self.shard)
         if not self.flow.holds():
             raise ShardError(f"shard {self.shard}: samples in and out do not balance; nothing was committed")
