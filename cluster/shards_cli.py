@@ -32,6 +32,10 @@ def units_on(workers: int | None, address: str | None = None) -> Iterator[RunUni
 
 def register() -> None:
     """Add the commands. They import this module for `units_on`, so they are imported here."""
-    from cluster.commands import reshard
+    from cluster.commands import index, reshard, show, stats, verify
 
     app.command("reshard")(reshard.command)
+    app.command("verify")(verify.command)
+    app.command("index")(index.command)
+    app.command("stats")(stats.command)
+    app.command("show")(show.command)

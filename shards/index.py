@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 
 from shards.digest import hash_of
 from shards.errors import ShardError
+from shards.sidecar import conformed, list_column
 from shards.tar import Sample
 
 SCHEMA = pa.schema(
@@ -30,6 +31,7 @@ SCHEMA = pa.schema(
         ("digests", pa.list_(pa.binary(16))),  # blake2b-128 of each member's content; null where it was not hashed
     ]
 )
+TAR_BYTES = "tar_bytes"
 
 
 def moved(table: pa.Table, offsets: np.ndarray) -> pa.Table:
@@ -120,21 +122,58 @@ class ShardIndex:
         table = self.table.take(pa.array(rows))
         return ShardIndex(moved(table, np.asarray(offsets, np.int64)))
 
-    def to_bytes(self) -> bytes:
+    def to_bytes(self, tar_bytes: int | None = None) -> bytes:
+        """tar_bytes: the size of a foreign tar, kept with its index so that another tar of that name is noticed."""
+        table = self.table
+        if tar_bytes is not None:
+            table = table.replace_schema_metadata({TAR_BYTES: str(tar_bytes)})
         sink = io.BytesIO()
-        pq.write_table(self.table, sink, compression="zstd", store_schema=False)
+        pq.write_table(table, sink, compression="zstd", store_schema=tar_bytes is not None)
         return sink.getvalue()
+
+    @property
+    def tar_bytes(self) -> int | None:
+        """The size of the tar this index is of, where it was recorded."""
+        recorded = (self.table.schema.metadata or {}).get(TAR_BYTES.encode(), b"")
+        return int(recorded) if recorded.isdigit() else None
 
     @classmethod
     def from_bytes(cls, data: bytes, place: str) -> ShardIndex:
-        """Raises: ShardError when `data` is not an index; `place` names it."""
+        """Raises: ShardError when `data` is not an index, or one that no tar can have; `place` names it."""
+        remedy = "remove it and its marker, then run again"
         try:
             table = pq.read_table(io.BytesIO(data))
             names = table.column_names
             if names == SCHEMA.names:
+                table = conformed(table, SCHEMA, nullable=("digests",))
+                _check(table)
                 return cls(table)
         except (pa.ArrowException, OSError, UnicodeError, ValueError) as error:
-            raise ShardError(
-                f"index {place} is not readable ({error}); remove it and its marker, then run again"
-            ) from error
-        raise ShardError(f"index {place} has columns {names}, expected {SCHEMA.names}")
+            raise ShardError(f"index {place} is not readable ({error}); {remedy}") from error
+        raise ShardError(f"index {place} has columns {names}, expected {SCHEMA.names}; {remedy}")
+
+
+def _check(table: pa.Table) -> None:
+    """Members lie in their sample and samples in the tar, in order. Raises: ValueError naming the first row that is wrong.
+
+    Letters: N samples, M members.
+    """
+    from_N, length_N = table["offset"].to_numpy(), table["length"].to_numpy()
+    _, at_N = list_column(table, "suffixes")
+    from_M, members_at = list_column(table, "member_offsets")
+    size_M, sizes_at = list_column(table, "member_sizes")
+    if not (np.array_equal(at_N, members_at) and np.array_equal(at_N, sizes_at)):
+        raise ValueError("its rows list another number of suffixes than of member offsets or sizes")
+    if not table["digests"].null_count:
+        _, digests_at = list_column(table, "digests")
+        if not np.array_equal(at_N, digests_at):
+            raise ValueError("its rows list another number of digests than of members")
+    count_N = np.diff(at_N)
+    row_M = np.repeat(np.arange(len(from_N)), count_N)
+    wrong_N = (count_N == 0) | (from_N < 0) | (length_N <= 0) | (from_N > (1 << 62)) | (length_N > (1 << 62))
+    wrong_N[1:] |= from_N[1:] < from_N[:-1] + length_N[:-1]
+    limit_M = (from_N + length_N)[row_M]
+    wrong_M = (size_M < 0) | (from_M < from_N[row_M]) | (size_M > limit_M - from_M)
+    wrong_N[row_M[wrong_M]] = True
+    if wrong_N.any():
+        raise ValueError(f"row {int(wrong_N.argmax())} names bytes that no tar has there")
