@@ -62,7 +62,7 @@ SCHEMA = pa.schema([(f.name, pa.binary() if f.name in _PATHS else _TYPES[str(f.t
 
 @dataclass(frozen=True)
 class Plan:
-    """A complete plan. samples: UNKNOWN where a tar has to be read to know. warnings: what the listing left out."""
+    """A complete plan. samples: UNKNOWN where there are tars, which may be damaged. warnings: what the listing left out."""
 
     shards: int
     samples: int
@@ -102,7 +102,7 @@ def write(store: Store, shards: Iterable[Sequence[Row]], warnings: Sequence[str]
         store.put(f"{count:06d}.parquet", sidecar.to_bytes(_table(rows)))
         count, size = count + 1, size + sum(r.size for r in rows)
         samples += sum(max(r.samples, 0) for r in rows)
-        known = known and all(r.samples != UNKNOWN for r in rows)
+        known = known and all(r.kind != "tar" for r in rows)
     plan = Plan(count, samples if known else UNKNOWN, size, tuple(warnings))
     store.put(NAME, json.dumps(asdict(plan), indent=1).encode())
     return plan
