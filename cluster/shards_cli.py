@@ -7,10 +7,12 @@ from contextlib import contextmanager
 
 import typer
 
+from cluster.commands import pack
 from shards.work import RunUnits, run_here
 from villa_dist.config import RayConfig
 
 app = typer.Typer(name="shards", help="Pack, reshard, verify and look at shards.", no_args_is_help=True)
+app.command("pack")(pack.command)
 
 
 @contextmanager

@@ -5,6 +5,8 @@ pairs, truth   key, boxes (K x 4 float32, xyxy pixels), region / attribute / sco
 regions        key, width, height, boxes (R x 4), objectness (R), attributes (A: ids the text mentions)
 embeddings     row (image), region, embedding (D float16): one row a region
 quarantine     key, reason, detail, digest: one row a refused sample
+origin         key, file, member, row: where a packed sample is from; file is relative to the source, row is of a table or
+               the image id of COCO
 """
 
 from __future__ import annotations
@@ -42,6 +44,7 @@ REGIONS = pa.schema(
 QUARANTINE = pa.schema(
     [("key", pa.string()), ("reason", pa.string()), ("detail", pa.string()), ("digest", pa.string())]
 )
+ORIGIN = pa.schema([("key", pa.string()), ("file", pa.string()), ("member", pa.string()), ("row", pa.int64())])
 
 
 def embeddings_schema(dim: int) -> pa.Schema:
