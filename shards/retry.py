@@ -19,11 +19,13 @@ from shards.errors import StorageFullError, VillaError
 
 T = TypeVar("T")
 SECONDS_VARIABLE = "VILLA_S3_RETRY_SECONDS"
+LEAST_TRIES = 3  # however long each takes
 
 # A name only: botocore and aiohttp are imported by s3fs, and only where an s3:// path is used.
-_TRANSIENT_TYPES = {"HTTPClientError", "ClientPayloadError", "ClientConnectionError", "ResponseParserError"}
-_TRANSIENT_TYPES |= {"ResponseStreamingError", "IncompleteReadError", "ReadTimeoutError", "FSTimeoutError"}
-_CERTAIN_TYPES = {"SSLError", "ProxyConnectionError", "InvalidProxiesConfigError"}
+_SPOILT = {"FlexibleChecksumError", "ResponseStreamingError", "IncompleteReadError", "ResponseParserError"}
+_TRANSIENT_TYPES = {"HTTPClientError", "ClientPayloadError", "ClientConnectionError", "ConnectionError"} | _SPOILT
+_TRANSIENT_TYPES |= {"EndpointConnectionError", "ReadTimeoutError", "FSTimeoutError"}
+_CERTAIN_TYPES = {"SSLError", "InvalidProxiesConfigError"}
 _TRANSIENT_CODES = {
     *("SlowDown", "Throttling", "ThrottlingException", "RequestThrottled", "RequestLimitExceeded", "TooManyRequests"),
     *("InternalError", "ServiceUnavailable", "RequestTimeout", "RequestTimeoutException", "OperationAborted"),
@@ -46,7 +48,7 @@ class ShortRead(Exception):
 class Budget:
     """Tries of one request: exponential waits with full jitter up to `longest` seconds, ended by either limit.
 
-    seconds: counted from the first try; the last one may run over it by its own time limit. unreachable: the same while
+    seconds: counted from the first try, which three tries may run over by their own time limits. unreachable: the same while
     nothing in this process has ever answered, when a wrong address is likelier than an outage.
     """
 
@@ -93,7 +95,7 @@ def failure_of(error: BaseException) -> Failure:
         region = str(meta.get("HTTPHeaders", {}).get("x-amz-bucket-region", "") or response["Error"].get("Region", ""))
         said = scrub(str(response["Error"].get("Message", "")))[:200]
         transient = code in _TRANSIENT_CODES or status in _TRANSIENT_STATUS
-        return Failure(code, status, f"{code} ({status}{': ' + said if said else ''})", transient, region)
+        return Failure(code, status, f"{scrub(code)} ({status}{': ' + said if said else ''})", transient, region)
     names = {kind.__name__ for kind in type(error).__mro__}
     transient = bool(names & _TRANSIENT_TYPES) or isinstance(
         error, ShortRead | asyncio.TimeoutError | TimeoutError | ConnectionError
@@ -117,7 +119,7 @@ def retried(action: Callable[[], T], what: str, budget: Budget, *, reached: Call
 
     def stop(state: tenacity.RetryCallState) -> bool:
         waited = (state.seconds_since_start or 0.0) + state.upcoming_sleep
-        return state.attempt_number >= budget.tries or waited > limit()
+        return state.attempt_number >= budget.tries or (state.attempt_number >= LEAST_TRIES and waited > limit())
 
     retrying = tenacity.Retrying(
         stop=stop,
@@ -203,6 +205,11 @@ def explain(error: BaseException, verb: str, url: str) -> VillaError:
     return VillaError(f"cannot {verb} {url} {at}: {found.text}; mend that and run the same command again")
 
 
+def has_answered(error: BaseException) -> bool:
+    """Whether a failure shows that a server is there."""
+    return bool(failure_of(error).status) or type(error).__name__ in ("ShortRead", "ClientPayloadError", *_SPOILT)
+
+
 def is_missing(error: BaseException) -> bool:
     """Whether an object is not there (and its bucket may be)."""
     found = failure_of(error)
@@ -220,7 +227,9 @@ def is_refused(error: BaseException) -> bool:
 def known(error: BaseException) -> bool:
     """Whether an exception is one of the storage's, to be explained, and not a mistake in this program."""
     module = type(error).__module__.split(".")[0]
-    named = module in ("botocore", "aiobotocore", "aiohttp", "s3fs", "fsspec") or str(error).startswith(
-        "Invalid endpoint"
+    named = (
+        bool(failure_of(error).code)
+        or module in ("botocore", "aiobotocore", "aiohttp", "s3fs", "fsspec")
+        or str(error).startswith("Invalid endpoint")
     )
     return named or isinstance(error, OSError | asyncio.TimeoutError | ShortRead)

@@ -15,7 +15,7 @@ import fsspec
 from fsspec.asyn import sync
 
 from shards.errors import ShardError, VillaError
-from shards.retry import Budget, endpoint, explain, failure_of, is_missing, is_refused, known, retried
+from shards.retry import Budget, endpoint, explain, failure_of, has_answered, is_missing, is_refused, known, retried
 
 CONNECT_SECONDS, READ_SECONDS = 5, 60
 SLOWEST = 128 << 10  # bytes a second, below which a try is given up
@@ -97,7 +97,7 @@ class Session:
             try:
                 answer = sync(fs.loop, bounded)
             except Exception as error:
-                if failure_of(error).status:
+                if has_answered(error):
                     _reached.add(place)
                 raise
             _reached.add(place)

@@ -64,7 +64,7 @@ class Store:
 
     def __init__(self, url: str) -> None:
         self.url = url.rstrip("/") or "/"
-        self.local, self.root = place_of(self.url)
+        self.local, self.root = place_of(url)
         self._objects = None if self.local else Objects()
 
     def __reduce__(self) -> tuple[type[Store], tuple[str]]:

@@ -80,6 +80,7 @@ class Proxy:
         self.upstream = upstream
         self.faults: list[Fault] = []
         self.requests: list[str] = []  # "METHOD target", in the order they came in
+        self.ignores_conditions = False  # as some storages do
         self._lock = threading.Lock()
         self._one_at_a_time = threading.Lock()
         self._listener = socket.create_server(("127.0.0.1", 0), backlog=128)
@@ -95,6 +96,7 @@ class Proxy:
         return self
 
     def stop(self) -> None:
+        self._listener.shutdown(socket.SHUT_RDWR)  # wakes the thread that accepts
         self._listener.close()
         with self._lock:
             for connection in self._open:
@@ -127,7 +129,7 @@ class Proxy:
                 while self._exchange(connection, reader):
                     pass
         except Reset as reset:
-            if not reset.polite:
+            if not reset.polite and connection.fileno() >= 0:
                 connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         except (OSError, ValueError):
             pass  # the client has gone, or the proxy was stopped
@@ -148,7 +150,7 @@ class Proxy:
         if (head.header("expect") or "").lower() == "100-continue":
             connection.sendall(b"HTTP/1.1 100 Continue\r\n\r\n")
         if fault and fault.kind == "cut_request":
-            reader.read(fault.keep)
+            reader.read(min(fault.keep, int(head.header("content-length") or 0)))
             raise Reset
         head.body = _read_body(head, reader)
         if fault and fault.kind == "status":
@@ -162,7 +164,7 @@ class Proxy:
         if fault and fault.kind == "cut_response":
             connection.sendall(Message(response.start, response.headers, response.body[: fault.keep]).to_bytes())
             raise Reset(polite=True)
-        if fault and fault.kind == "short_response":
+        if fault and fault.kind == "short_response" and response.body:
             kept = response.body[: fault.keep]
             lines = [*response.without("content-length"), f"Content-Length: {len(kept)}"]
             connection.sendall(Message(response.start, lines, kept).to_bytes())
@@ -179,7 +181,9 @@ class Proxy:
         return None
 
     def _forward(self, request: Message, method: str) -> Message:
-        lines = [*request.without("connection", "expect", "transfer-encoding", "content-length"), "Connection: close"]
+        dropped = ("if-none-match",) if self.ignores_conditions else ()
+        gone = ("connection", "expect", "transfer-encoding", "content-length", *dropped)
+        lines = [*request.without(*gone), "Connection: close"]
         lines.append(f"Content-Length: {len(request.body)}")
         if request.header("if-none-match"):
             with self._one_at_a_time:
