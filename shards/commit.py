@@ -6,6 +6,10 @@
 
 A crash before the marker leaves an orphan that nobody reads; a crash after it leaves output that readers find
 through the marker and that the next visitor moves into place. Readers trust only markers and manifests.
+
+On an object store a worker writes to a local temporary folder and uploads the finished files to `.attempts/`; before the
+marker is made, a listing shows that all are there and whole; the move is a copy inside the storage and a removal, and a
+visitor who comes between the two copies again. An orphan has no process to ask for there, and is collected after a day.
 """
 
 from __future__ import annotations
@@ -16,19 +20,23 @@ import os
 import secrets
 import sys
 import tempfile
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO
 
 from shards.digest import difference, fingerprint, sha256
-from shards.errors import ShardError, StaleStageError, storage_errors
-from shards.store import Store, is_orphan, owner, remove_orphans
+from shards.errors import ShardError, StaleStageError, VillaError, storage_errors
+from shards.retry import Budget
+from shards.store import ORPHAN_SECONDS, Store, is_orphan, owner, remove_orphans
 
-Content = bytes  # where `bytes` is a field
+Content = bytes | memoryview  # where `bytes` is a field
 SUFFIX = ".done.json"
 ATTEMPTS = ".attempts"
+SCRATCH = "villa-attempt-"
+QUICK = Budget(tries=2, seconds=5.0)  # to tidy up on the way out of a failure
 
 
 @dataclass(frozen=True)
@@ -165,13 +173,18 @@ class Attempt:
         self.name = f"{ATTEMPTS}/{shard}.{owner()}.{secrets.token_hex(4)}"
         self._files: dict[str, HashingFile] = {}
         self._marking = False  # from here on the marker may stand, and promises our files
-        self._scratch = (
-            Path(stage.store.path(self.name)) if stage.store.local else Path(tempfile.mkdtemp(prefix="villa-attempt-"))
-        )
+        self._uploaded: list[str] = []
+        if stage.store.local:
+            self._scratch = Path(stage.store.path(self.name))
+        else:
+            self._scratch = Path(tempfile.gettempdir(), SCRATCH + self.name.removeprefix(f"{ATTEMPTS}/{shard}."))
 
     def __enter__(self) -> Attempt:
         with storage_errors(str(self._scratch)):
-            self._scratch.mkdir(parents=True, exist_ok=True)
+            if self.stage.store.local:
+                self._scratch.mkdir(parents=True, exist_ok=True)
+            else:
+                self._scratch.mkdir(mode=0o700)
         return self
 
     def __exit__(
@@ -183,8 +196,20 @@ class Attempt:
             except Exception:
                 if error is None:
                     raise
-        if not (error is not None and self._marking and self._is_committed()):
+        if not self.stage.store.local:
             _remove_tree(self._scratch)
+            if not self._marking:
+                self._withdraw()
+        elif not (error is not None and self._marking and self._is_committed()):
+            _remove_tree(self._scratch)
+
+    def _withdraw(self) -> None:
+        """Remove what was uploaded and no marker can promise; what cannot be removed now is collected after a day."""
+        store = self.stage.store
+        try:
+            store.objects.remove([store.path(name) for name in self._uploaded], QUICK)
+        except VillaError:
+            pass
 
     def _is_committed(self) -> bool:
         """Whether the marker that stands names this attempt's files."""
@@ -217,13 +242,14 @@ class Attempt:
         store = self.stage.store
         if not store.local:
             for output in outputs:
+                self._uploaded.append(output.attempt)
                 store.upload(str(self._scratch / output.file), output.attempt)
         marker = make_marker(tuple(outputs))
-        gone = [o.file for o in outputs if not (self._scratch / o.file).exists()]
+        gone = self._gone(outputs)
         if gone:
             raise ShardError(
-                f"shard {self.shard}: {self.stage.store.path()} was cleared while it was worked on ({gone[0]} is gone); "
-                "nothing was committed, run the same command again"
+                f"shard {self.shard}: {store.path()} was cleared while it was worked on ({gone[0]} is gone); nothing was "
+                "committed, run the same command again"
             )
         bound = self.stage.bound_to()
         if bound and marker.fingerprint != bound:
@@ -234,7 +260,7 @@ class Attempt:
         self._marking = True
         if not store.put_if_absent(self.shard + SUFFIX, marker.to_bytes()):
             if not store.local:
-                store.remove(self.name, recursive=True)
+                self._withdraw()  # the marker that stands is another's
             standing = self.stage.marker(self.shard)
             if standing.fingerprint != marker.fingerprint:
                 raise StaleStageError(
@@ -244,6 +270,14 @@ class Attempt:
             return standing
         self.stage.settle(marker)
         return marker
+
+    def _gone(self, outputs: Sequence[Output]) -> list[str]:
+        """Files of this attempt that are no longer as they were written."""
+        store = self.stage.store
+        if store.local:
+            return [o.file for o in outputs if not (self._scratch / o.file).exists()]
+        there = {e.path: e.size for e in store.objects.entries(store.path(self.name) + "/", recursive=True)}
+        return [o.file for o in outputs if there.get(store.path(o.attempt)) != o.bytes]
 
 
 class StageFolder:
@@ -261,7 +295,13 @@ class StageFolder:
         text = json.dumps(config, sort_keys=True, indent=1)
         config = json.loads(text)  # as it will be read back: a tuple is a list
         mine = fingerprint(config)
-        if self.store.put_if_absent("config.json", text.encode() + b"\n"):
+        data = text.encode() + b"\n"
+        if self.store.put_if_absent("config.json", data):
+            if not self.store.local and self.store.put_if_absent("config.json", data):
+                raise VillaError(
+                    f"the storage of {self.store.shown()} creates an object twice: it ignores `If-None-Match: *`, without "
+                    "which two workers could commit one shard; use AWS S3 or another storage that honours it"
+                )
             return mine
         theirs = self.claimed()
         if theirs is None:  # cleared by another just now
@@ -277,10 +317,11 @@ class StageFolder:
 
     def claimed(self) -> dict[str, Any] | None:
         """The config that claimed this folder; None where none has. Raises: StaleStageError when it is damaged."""
-        if not self.store.exists("config.json"):
+        data = self.store.find("config.json")
+        if data is None:
             return None
         try:
-            config = json.loads(self.store.read("config.json"))
+            config = json.loads(data)
         except ValueError:
             config = None
         if not isinstance(config, dict):
@@ -305,22 +346,36 @@ class StageFolder:
         name = shard + SUFFIX
         return Marker.from_bytes(self.store.read(name), self.store.path(name))
 
+    def find_marker(self, shard: str) -> Marker | None:
+        """None where the shard is not committed. Raises: ShardError when its marker is damaged."""
+        name = shard + SUFFIX
+        data = self.store.find(name)
+        return None if data is None else Marker.from_bytes(data, self.store.path(name))
+
     def attempt(self, shard: str) -> Attempt:
         return Attempt(self, shard)
 
     def locate(self, output: Output) -> str:
         """The name under which a committed output is found now."""
-        if self.store.exists(output.file) or not self.store.exists(output.attempt):
-            return output.file
-        return output.attempt
+        return self.find(output)[0]
+
+    def find(self, output: Output) -> tuple[str, int | None]:
+        """The name under which a committed output is found now, and its size; None where it is missing."""
+        size = self.store.find_size(output.file)
+        if size != output.bytes:  # not moved yet, over what an earlier commit may have left, or moved between the looks
+            waiting = self.store.find_size(output.attempt)
+            if waiting is not None:
+                return output.attempt, waiting
+            size = self.store.find_size(output.file)
+        return output.file, size
 
     def settle(self, marker: Marker) -> None:
         """Move a committed attempt to its final names. Safe to repeat and to race."""
         for output in marker.outputs:
             try:
-                self.store.rename(output.attempt, output.file)
+                self.store.rename(output.attempt, output.file, output.bytes)
             except FileNotFoundError:
-                if not self.store.exists(output.file):
+                if not self.store.is_file(output.file):
                     raise ShardError(
                         f"{self.store.path(output.file)} is missing although its marker {marker.shard}{SUFFIX} stands; "
                         "remove the marker and run again to redo the shard"
@@ -334,46 +389,70 @@ class StageFolder:
         except ShardError as error:
             return str(error)
         for output in outputs:
-            name = self.locate(output)
+            name, size = self.find(output)
             place = self.store.path(name)
-            if not self.store.exists(name):
+            if size is None:
                 return f"{place} is missing although its marker stands"
-            if self.store.size(name) != output.bytes:
-                return (
-                    f"{place} has {self.store.size(name)} bytes, its marker says {output.bytes}: it was cut or changed"
-                )
-            if content and not output.is_content(self.store.read(name)):
+            if size != output.bytes:
+                return f"{place} has {size} bytes, its marker says {output.bytes}: it was cut or changed"
+            if content and output.sha256 and self._sha256(name) != output.sha256:
                 return f"{place} no longer has the content its marker recorded"
         return ""
 
+    def _sha256(self, name: str) -> str:
+        found = hashlib.sha256()
+        for block in self.store.blocks(name):
+            found.update(block)
+        return found.hexdigest()
+
     def settle_all(self) -> None:
         """Finish what a crash between commit and move has left, and collect orphaned attempts."""
-        if not self.store.local:
-            return
-        remove_orphans(Path(self.store.path()))
-        attempts = Path(self.store.path(ATTEMPTS))
-        if not attempts.is_dir():
-            return
-        for folder in sorted(attempts.iterdir()):
-            shard = folder.name.split(".", 1)[0]
-            if self.store.exists(shard + SUFFIX):
-                marker = self.marker(shard)
-                if any(o.attempt.startswith(f"{ATTEMPTS}/{folder.name}/") for o in marker.outputs):
-                    self.settle(marker)
-            if is_orphan(folder, folder.name.split(".")[1] if "." in folder.name else ""):
-                _remove_tree(folder)
-        try:
-            attempts.rmdir()
-        except OSError:
-            pass  # a live worker still writes there
+        remove_orphaned_scratch()
+        for attempt, orphaned in self._attempts().items():
+            marker = self.find_marker(attempt.split(".", 1)[0])
+            if marker and any(o.attempt.startswith(f"{ATTEMPTS}/{attempt}/") for o in marker.outputs):
+                self.settle(marker)
+            if orphaned:
+                self._drop(attempt)
+        if self.store.local:
+            try:
+                Path(self.store.path(ATTEMPTS)).rmdir()
+            except OSError:
+                pass  # there is none, or a live worker still writes there
+
+    def _attempts(self) -> dict[str, bool]:
+        """Attempts that have left files, and whether their worker is gone."""
+        if self.store.local:
+            remove_orphans(Path(self.store.path()))
+            folder = Path(self.store.path(ATTEMPTS))
+            found = sorted(folder.iterdir()) if folder.is_dir() else []
+            return {f.name: is_orphan(f, f.name.split(".")[1] if "." in f.name else "") for f in found}
+        newest: dict[str, float] = {}
+        place = self.store.path(ATTEMPTS) + "/"
+        for entry in self.store.objects.entries(place, recursive=True):
+            name = entry.path[len(place) :].partition("/")[0]
+            newest[name] = max(newest.get(name, 0.0), entry.modified)
+        return {name: time.time() - newest[name] > ORPHAN_SECONDS for name in sorted(newest)}
+
+    def _drop(self, attempt: str) -> None:
+        if self.store.local:
+            _remove_tree(Path(self.store.path(f"{ATTEMPTS}/{attempt}")))
+        else:
+            self.store.remove(f"{ATTEMPTS}/{attempt}", recursive=True)
 
     def clear(self) -> None:
         """Remove the stage's output. Markers go first, so that a crash midway leaves nothing that looks committed."""
         self.store.remove("done.json")  # a model's marker
-        for shard in self.shards_done():
-            self.store.remove(shard + SUFFIX)
+        self.store.remove_files([shard + SUFFIX for shard in self.shards_done()])
         self.store.remove("manifest.parquet")
         self.store.remove("", recursive=True)
+
+
+def remove_orphaned_scratch() -> None:
+    """Remove the local files of uploads whose process was killed on this host."""
+    for folder in Path(tempfile.gettempdir()).glob(f"{SCRATCH}*"):
+        if is_orphan(folder, folder.name.removeprefix(SCRATCH).split(".")[0]):
+            _remove_tree(folder)
 
 
 def _remove_tree(folder: Path) -> None:

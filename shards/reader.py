@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import mmap
-from collections.abc import Iterator
-from pathlib import Path
+import os
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import pyarrow as pa
@@ -13,25 +13,27 @@ from shards import sidecar
 from shards.commit import Output, StageFolder
 from shards.errors import ShardError
 from shards.index import ShardIndex
+from shards.ranges import Range
 from shards.store import Store
 from shards.tar import Sample, Scan, group, walk
 
 
 def scan_tar(store: Store, name: str, scan: Scan) -> Iterator[tuple[Sample, dict[str, bytes]]]:
-    """Samples of any WebDataset tar with their members' bytes. What was refused or damaged is left in `scan`."""
-    if not store.local:
-        raise ShardError(f"{store.path(name)}: reading foreign tars from an object store is not supported here")
-    path = Path(store.path(name))
-    if not path.is_file():
+    """Samples of any WebDataset tar with their members' bytes. What was refused or damaged is left in `scan`.
+
+    From an object store the tar is fetched into a temporary file, which is gone when the generator ends or is left.
+    """
+    try:
+        file = store.open(name)
+    except (FileNotFoundError, IsADirectoryError):
         raise ShardError(
-            f"{path} was listed and is gone; restore it, or take it out of the source and repeat with --force"
-        )
-    if path.stat().st_size == 0:
-        scan.problem = "empty file, no tar header"
-        return
-    with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
-        view = memoryview(mapped)
-        try:
+            f"{store.shown(name)} was listed and is gone; restore it, or take it out of the source and repeat with --force"
+        ) from None
+    with file:
+        if os.fstat(file.fileno()).st_size == 0:
+            scan.problem = "empty file, no tar header"
+            return
+        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped, memoryview(mapped) as view:
             for sample in group(walk(view, file, scan), scan):
                 yield (
                     sample,
@@ -40,8 +42,6 @@ def scan_tar(store: Store, name: str, scan: Scan) -> Iterator[tuple[Sample, dict
                         for s, m in zip(sample.suffixes, sample.members, strict=True)
                     },
                 )
-        finally:
-            view.release()
 
 
 class BaseShard:
@@ -51,15 +51,13 @@ class BaseShard:
         marker = stage.marker(shard)
         self.shard, self.marker, self.store = shard, marker, stage.store
         tar, idx = marker.output(".tar"), marker.output(".idx")
-        self.tar = stage.locate(tar)
+        self.tar, size = stage.find(tar)
         self.place = self.store.path(self.tar)
-        try:
-            size = self.store.size(self.tar)
-        except FileNotFoundError as error:
+        if size is None:
             raise ShardError(
                 f"shard {self.place} is missing although its marker stands; restore the file, or redo the ingest "
                 "stage with --force"
-            ) from error
+            )
         if size != tar.bytes:
             raise ShardError(
                 f"shard {self.place} has {size} bytes, its marker says {tar.bytes}: it was cut or changed after it was "
@@ -77,45 +75,73 @@ class BaseShard:
 
     def sample(self, row: int) -> dict[str, bytes]:
         """Suffix -> bytes of the sample in tar row `row`, by one range read."""
-        start, length = int(self.index.offsets[row]), int(self.index.lengths[row])
-        data = self.store.read_range(self.tar, start, length)
-        if len(data) != length:
-            raise ShardError(f"shard {self.place}: sample {row} was cut while it was read; restore the file")
-        return {suffix: data[at - start : at - start + size] for suffix, at, size in self.index.members(row)}
+        return self.batch([row])[0]
+
+    def batch(self, rows: Sequence[int]) -> list[dict[str, bytes]]:
+        """The samples of tar rows `rows`, in that order; neighbours in the tar come by one range read."""
+        spans = [(int(self.index.offsets[row]), int(self.index.lengths[row])) for row in rows]
+        found = []
+        for row, (start, length), data in zip(rows, spans, self._ranges(spans), strict=True):
+            if len(data) != length:
+                raise ShardError(f"shard {self.place}: sample {row} was cut while it was read; restore the file")
+            found.append({suffix: data[at - start : at - start + size] for suffix, at, size in self.index.members(row)})
+        return found
+
+    def _ranges(self, spans: Sequence[Range]) -> Sequence[bytes]:
+        try:
+            return self.store.read_ranges(self.tar, spans)
+        except FileNotFoundError:
+            self.tar = self.marker.output(".tar").file  # the attempt was moved since
+            return self.store.read_ranges(self.tar, spans)
 
     def samples(self) -> Iterator[tuple[str, dict[str, bytes]]]:
-        """All samples in tar order, from one sequential read of the tar.
+        """All samples in tar order, from one sequential read of the tar into memory-mapped storage.
 
-        Raises: ShardError when the content no longer has the digest its marker recorded.
+        Raises: ShardError, before the first sample, when the content no longer has the digest its marker recorded.
         """
-        data = self.store.read(self.tar)
-        if not self.marker.output(".tar").is_content(data):
-            raise ShardError(
-                f"shard {self.place} no longer has the content its marker recorded; restore the file, or redo the "
-                "ingest stage with --force"
-            )
-        for row, key in enumerate(self.keys):
-            yield key, {suffix: data[at : at + size] for suffix, at, size in self.index.members(row)}
+        output = self.marker.output(".tar")
+        try:
+            file = self.store.open(self.tar, output.bytes)
+        except FileNotFoundError:
+            file = self.store.open(output.file, output.bytes)  # the attempt was moved since
+        with file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped, memoryview(mapped) as data:
+            if not output.is_content(data):
+                raise ShardError(
+                    f"shard {self.place} no longer has the content its marker recorded; restore the file, or redo the "
+                    "ingest stage with --force"
+                )
+            for row, key in enumerate(self.keys):
+                yield key, {suffix: bytes(data[at : at + size]) for suffix, at, size in self.index.members(row)}
 
 
 def read_sidecar(stage: StageFolder, shard: str, schema: pa.Schema) -> pa.Table:
     """A committed sidecar's table. Raises: ShardError when it is not committed, not readable or changed."""
-    if not stage.store.exists(f"{shard}.done.json"):
+    marker = stage.find_marker(shard)
+    if marker is None:
         raise ShardError(f"stage {stage.stage!r} has not committed shard {shard} in {stage.store.path()}; run it first")
-    place, data = read_committed(stage, stage.marker(shard).output(".parquet"))
+    place, data = read_committed(stage, marker.output(".parquet"))
     return sidecar.from_bytes(data, place, schema)
 
 
 def read_committed(stage: StageFolder, output: Output) -> tuple[str, bytes]:
     """(path, content) of a committed file, read whole. Raises: ShardError when it is not what its marker recorded."""
-    name = stage.locate(output)
-    data, place = stage.store.read(name), stage.store.path(name)
-    if not output.is_content(data):
-        raise ShardError(
-            f"{place} no longer has the content its marker recorded ({len(data)} bytes, {output.bytes} expected); restore "
-            "the file, or redo the stage with --force"
-        )
-    return place, data
+    data = stage.store.find(output.file)
+    if data is not None and output.is_content(data):
+        return stage.store.path(output.file), data
+    waiting = stage.store.find(output.attempt)  # committed and not yet moved, over what an earlier commit left
+    if waiting is not None and output.is_content(waiting):
+        return stage.store.path(output.attempt), waiting
+    place = stage.store.path(output.file)
+    if data is None:
+        data = stage.store.find(output.file)  # moved between the two looks
+        if data is None:
+            raise ShardError(f"{place} does not exist although its marker stands; redo the stage with --force")
+        if output.is_content(data):
+            return place, data
+    raise ShardError(
+        f"{place} no longer has the content its marker recorded ({len(data)} bytes, {output.bytes} expected); restore "
+        "the file, or redo the stage with --force"
+    )
 
 
 def embeddings_of(table: pa.Table) -> tuple[np.ndarray, np.ndarray]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from faults.s3 import moto_server, s3  # noqa: F401  fixtures
 from hypothesis import HealthCheck, settings
 
 settings.register_profile(

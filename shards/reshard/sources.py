@@ -73,6 +73,8 @@ def resolve(src: str) -> Sources:
     """Raises: VillaError when there is nothing at SRC, or a data set there is not complete."""
     if "{" in src or any(c in src for c in "*?["):
         return _foreign(sorted_paths(src), src)
+    if _is_file(src):
+        return _foreign([src], src)
     store = Store(src)
     if not store.exists():
         raise VillaError(f"{src} does not exist; give a data set, a folder of tars, a glob or a {{000..123}} list")
@@ -85,9 +87,12 @@ def resolve(src: str) -> Sources:
         )
     if store.exists(manifest.NAME) and src.rstrip("/").endswith(f"/{BASE}"):
         return _dataset(src.rstrip("/").removesuffix(f"/{BASE}"))
-    if store.is_file():
-        return _foreign([src], src)
     return _foreign([f"{store.url}/{n}" for n in store.list("", ".tar")], src)
+
+
+def _is_file(src: str) -> bool:
+    folder, _, name = src.rpartition("/")
+    return bool(name) and not folder.endswith(":/") and Store(folder or ".").is_file(name)
 
 
 def _dataset(src: str) -> Sources:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import mmap
-import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -95,16 +94,13 @@ class Bytes:
 @contextmanager
 def mapped(store: Store, name: str) -> Iterator[Bytes]:
     """A file as a memory map; from an object store, of a temporary copy that is gone afterwards."""
-    if not store.exists(name):
-        raise ShardError(f"{store.path(name)} was listed and is gone; restore it and run the same command again")
-    if not store.local:
-        with tempfile.TemporaryFile(prefix="villa-reshard-") as copy:
-            with store.open(name) as source:
-                shutil.copyfileobj(source, copy, 8 << 20)
-            copy.flush()
-            yield from _map(copy)  # type: ignore[arg-type]
-        return
-    with open(store.path(name), "rb") as file:
+    try:
+        file = store.open(name)
+    except FileNotFoundError:
+        raise ShardError(
+            f"{store.shown(name)} was listed and is gone; restore it and run the same command again"
+        ) from None
+    with file:
         yield from _map(file)
 
 

@@ -37,34 +37,44 @@ def tree(root: Path) -> dict[str, str]:
     return found
 
 
+def killed(at: int, dst: Path, options: dict[str, object]) -> list[str]:
+    """A reshard killed at a point and run again in processes of their own; what was not as expected."""
+
+    def crash() -> None:
+        Killer(at)
+        work(dst, options)
+
+    died = in_child(crash)
+    bad = [] if died == -signal.SIGKILL else [f"exit status {died}"]
+    return bad + ([] if in_child(lambda: work(dst, options)) == 0 else ["the rerun failed"])
+
+
+def work(dst: Path, options: dict[str, object]) -> None:
+    run(str(dst.parent / "src"), dst, **options)
+
+
+def count(dst: Path, options: dict[str, object]) -> None:
+    killer = Killer(0)
+    work(dst, options)
+    dst.with_suffix(".points").write_text("\n".join(killer.names))
+
+
+def points_of(dst: Path, options: dict[str, object]) -> list[str]:
+    assert in_child(lambda: count(dst, options)) == 0
+    return dst.with_suffix(".points").read_text().splitlines()
+
+
 def sweep(root: Path, every: int) -> dict[str, object]:
     failed: dict[str, list[str]] = {}
     points: dict[str, int] = {}
     assert in_child(lambda: data_set(root / "src", some_samples(1, 4, 14)) and None) == 0
     for name, options in OPTIONS.items():
         whole, out = root / f"{name}-whole", root / "out"
-
-        def work(dst: Path, options: dict[str, object] = options) -> None:
-            run(str(root / "src"), dst, **options)
-
-        def count(dst: Path) -> None:
-            killer = Killer(0)
-            work(dst)
-            dst.with_suffix(".points").write_text("\n".join(killer.names))
-
-        assert in_child(lambda: count(whole)) == 0
-        names = whole.with_suffix(".points").read_text().splitlines()
+        names = points_of(whole, options)
         expected, points[name] = tree(whole), len(names)
         for at in range(1, len(names) + 1, every):
             shutil.rmtree(out, ignore_errors=True)
-
-            def crash(at: int = at) -> None:
-                Killer(at)
-                work(out)
-
-            died = in_child(crash)
-            bad = [] if died == -signal.SIGKILL else [f"exit status {died}"]
-            bad += [] if in_child(lambda: work(out)) == 0 else ["the rerun failed"]
+            bad = killed(at, out, options)
             found = tree(out)
             bad += [f"{f} differs" for f in expected if found.get(f) != expected[f]]
             bad += [f"{f} is left over" for f in found if f not in expected]

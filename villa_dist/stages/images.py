@@ -56,7 +56,7 @@ def image_batches(
     """Batches of up to `size` images in tar order; `boxes[box_at[i]:box_at[i + 1]]` are those of image i."""
     for start in range(0, len(base), size):
         rows = range(start, min(start + size, len(base)))
-        pixels = [decode_image(image_member(base.sample(r)), max_pixels) for r in rows]
+        pixels = [decode_image(image_member(members), max_pixels) for members in base.batch(rows)]
         counts = np.diff(box_at[start : rows.stop + 1])
         yield ImageBatch(
             rows,
