@@ -52,8 +52,8 @@ class Stage:
         self.bound = self.folder.bound_to()
 
     @cached_property
-    def rows(self) -> dict[str, dict[str, Any]] | None:
-        """Shard -> the manifest's row; None where there is no manifest that is readable."""
+    def _manifest(self) -> tuple[pa.Table, dict[str, int]] | None:
+        """The manifest as it is stored, and the row of each shard; None where there is none that is readable."""
         store = self.folder.store
         if not store.exists(manifest.NAME):
             return None
@@ -61,7 +61,14 @@ class Stage:
             table = sidecar.from_bytes(store.read(manifest.NAME), manifest.NAME, manifest.SCHEMA)
         except ShardError:
             return None  # the driver reports it
-        return {row["shard"]: row for row in table.to_pylist()}
+        return table, {shard: row for row, shard in enumerate(table["shard"].to_pylist())}
+
+    def listed(self, shard: str) -> dict[str, Any] | None:
+        """What the manifest says of a shard; None where it says nothing."""
+        if self._manifest is None or shard not in self._manifest[1]:
+            return None
+        table, rows = self._manifest
+        return {name: table[name][rows[shard]].as_py() for name in manifest.SCHEMA.names}
 
 
 class DatasetVerifier:
@@ -124,19 +131,17 @@ class DatasetVerifier:
                 remedy=REDO,
             )
         self._outputs(stage, marker, place, report)
-        if (rows := stage.rows) is not None:
-            mine, theirs = manifest.row_of(marker), rows.get(shard)
-            for field in mine if theirs is not None else ():
-                assert theirs is not None
-                if mine[field] != theirs[field]:
-                    report.add(
-                        "error",
-                        "manifest differs",
-                        f"{store.path(manifest.NAME)} shard {shard} {field}",
-                        expected=mine[field],
-                        found=theirs[field],
-                        remedy="remove the manifest and run the stage again: it is made from the markers",
-                    )
+        theirs = stage.listed(shard)
+        for field, expected in manifest.row_of(marker).items() if theirs is not None else ():
+            if theirs is not None and expected != theirs[field]:
+                report.add(
+                    "error",
+                    "manifest differs",
+                    f"{store.path(manifest.NAME)} shard {shard} {field}",
+                    expected=expected,
+                    found=theirs[field],
+                    remedy="remove the manifest and run the stage again: it is made from the markers",
+                )
         return marker
 
     def _outputs(self, stage: Stage, marker: Marker, place: str, found: Findings) -> None:

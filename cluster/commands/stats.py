@@ -59,12 +59,16 @@ def tables(found: dict[str, Any]) -> list[tuple[tuple[str, ...], list[tuple[str,
     ]
     for title, counts in (("suffix", found["suffixes"]), ("refused", found["refused"])):
         if counts:
-            made.append(((title, "count"), [(name, _number(n)) for name, n in counts.items()]))
+            made.append(((title, "count"), _counted(counts)))
     for name, stage in found["stages"].items():
         if stage.get("most_frequent"):
-            listed = [(phrase, _number(n)) for phrase, n in stage["most_frequent"].items()]
-            made.append(((f"{name}: {stage['attributes']} attributes", "count"), listed))
+            title = f"{name}: {stage['attributes']} attributes"
+            made.append(((title, "count"), _counted(stage["most_frequent"])))
     return made
+
+
+def _counted(counts: dict[str, int]) -> list[tuple[str, ...]]:
+    return [(name, _number(n)) for name, n in counts.items()]
 
 
 def _number(value: float | None) -> str:
