@@ -82,16 +82,20 @@ class TableSource:
     warnings: list[str] = field(default_factory=list)
 
     def claim(self) -> dict[str, Any]:
+        self._check()
         listing = Listing()
         for path in self.files:
             listing.add(path, os.path.getsize(path))
         return {"kind": self.kind, "place": self.root, **listing.claim(), "columns": asdict(self.columns)}
 
-    def rows(self) -> Iterator[Row]:
+    def _check(self) -> None:
+        """Raises: VillaError when what is asked for is not there, which is to be said before anything else."""
         if not self.columns.text and not self.columns.template:
             raise VillaError("a table needs --text-column (repeatable) or --text-template")
         for path in self.files:
             check_columns(path, self.columns.names())
+
+    def rows(self) -> Iterator[Row]:
         repeated = self._repeated_keys() if self.columns.key else set()
         seen: set[str] = set()
         missing, paths, found = "", 0, 0

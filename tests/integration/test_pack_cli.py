@@ -112,16 +112,15 @@ def test_what_was_packed_is_ingested_whole(tmp_path: Path) -> None:
         "runner=local",
         "data.source=shards",
         f"data.train={tmp_path}/dst/base",
-        "evaluate.splits=[]",
+        f"data.validation={tmp_path}/dst/base",
+        'evaluate.splits=["validation"]',
     )
     ended = villa("ingest", str(tmp_path / "c.yaml"), *overrides)
     result = result_line(ended)
     assert result["images"]["train"] == 20 and result["quarantined"] == {}
 
 
-@pytest.mark.parametrize(
-    ("text", "size"), [("512MiB", 512 << 20), ("1GB", 10**9), ("1.5k", 1500), ("77", 77), ("2 Ki", 2048)]
-)
+@pytest.mark.parametrize(("text", "size"), [("512MiB", 512 << 20), ("1GB", 10**9), ("1.5k", 1500), ("2 Ki", 2048)])
 def test_sizes(text: str, size: int) -> None:
     assert size_of(text) == size
     with pytest.raises(VillaError):
