@@ -158,6 +158,17 @@ class HashingFile:
         return self._hash.hexdigest() if self._hash is not None else ""
 
 
+def _make_folder(folder: Path, tries: int = 5) -> None:
+    """A folder and its parents, one of which another process may remove meanwhile, where it tidies up what is empty."""
+    for left in reversed(range(tries)):
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            return
+        except FileNotFoundError:
+            if not left:
+                raise
+
+
 def copy_range(source: int, target: int, length: int, offset: int) -> int:
     """Copy up to `length` bytes from `offset` of one descriptor to the end of another; returns how many."""
     if sys.platform == "linux":
@@ -182,7 +193,7 @@ class Attempt:
     def __enter__(self) -> Attempt:
         with storage_errors(str(self._scratch)):
             if self.stage.store.local:
-                self._scratch.mkdir(parents=True, exist_ok=True)
+                _make_folder(self._scratch)
             else:
                 self._scratch.mkdir(mode=0o700)
         return self

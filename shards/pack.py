@@ -14,14 +14,13 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from itertools import groupby
 from typing import Any
 
 from shards import manifest, plan, sidecar
 from shards.collect import Collector, Summary, commit_rows, conservation
-from shards.commit import SUFFIX, Attempt, Marker, StageFolder
+from shards.commit import SUFFIX, Marker, StageFolder
 from shards.decode import MAX_PIXELS, TEXT_SUFFIXES, DecodeError, decode_text, sample_text
 from shards.digest import difference, fingerprint, keys_digest
 from shards.errors import BudgetError, ShardError, StaleStageError, VillaError
@@ -89,7 +88,7 @@ class PackWorker:
         job, start = self.job, time.perf_counter()
         rows = plan.rows_of(Store(f"{job.dataset}/plan"), unit)
         origin = StageFolder(job.dataset, "origin")
-        with attempt_at(StageFolder(job.dataset, "base"), unit) as attempt:
+        with StageFolder(job.dataset, "base").attempt(unit) as attempt:
             collector, kept, warnings = Collector(attempt, unit), list[Item](), list[str]()
             for item in _read(job.root, rows, warnings):
                 if take(collector, job.rule, item):
@@ -98,7 +97,7 @@ class PackWorker:
             _check_complete(rows, collector, unit)
             read = sum(r.size for r in rows)
             seconds = {"pack": round(time.perf_counter() - start, 4)}
-            with attempt_at(origin, unit) as other:
+            with origin.attempt(unit) as other:
                 other.write(f"{unit}.parquet", sidecar.to_bytes(_origins(kept)))
                 commit_rows(
                     other,
@@ -117,21 +116,6 @@ class PackWorker:
                 warnings=tuple(warnings),
                 counts={"source_bytes": read},
             )
-
-
-@contextmanager
-def attempt_at(folder: StageFolder, unit: str) -> Iterator[Attempt]:
-    """An attempt, begun again where another packer that tidies up has just removed the empty folder of all attempts."""
-    attempt = folder.attempt(unit)
-    for left in (3, 2, 1, 0):
-        try:
-            attempt.__enter__()
-            break
-        except FileNotFoundError:
-            if not left:
-                raise
-    with attempt:
-        yield attempt
 
 
 def _read(root: str, rows: Sequence[Row], warnings: list[str]) -> Iterator[Item]:
