@@ -39,7 +39,9 @@ def coco_average_precision(
     return summary(_engine(engine)(truth, detections, limit), truth)
 
 
-def coco_table(truth: Truth, detections: Detections, *, engine: str = "fast", per_category: int = 100) -> PrecisionTable:
+def coco_table(
+    truth: Truth, detections: Detections, *, engine: str = "fast", per_category: int = 100
+) -> PrecisionTable:
     """The table of one shard; truth and detections come from `prepared` and `split`."""
     return _engine(engine)(truth, detections, per_category)
 
@@ -59,7 +61,9 @@ def _official(truth: Truth, detections: Detections, limit: int) -> PrecisionTabl
         from pycocotools.coco import COCO  # type: ignore[import-untyped,import-not-found]
         from pycocotools.cocoeval import COCOeval  # type: ignore[import-untyped,import-not-found]
     except ImportError:
-        raise EvaluationError("engine official needs pycocotools: pip install pycocotools, or use engine fast") from None
+        raise EvaluationError(
+            "engine official needs pycocotools: pip install pycocotools, or use engine fast"
+        ) from None
 
     if not len(detections):
         return empty_table(truth)  # pycocotools cannot load an empty result

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
@@ -118,16 +119,18 @@ def check(truth: Truth, detections: Detections) -> None:
         if getattr(detections, name).shape != shape:
             found = getattr(detections, name).shape
             raise EvaluationError(f"detections of {n} rows have a {name} column of shape {found}; it must be {shape}")
-    _first(detections, ~np.isfinite(detections.box).all(1), "box", "a box must be four finite numbers")
+    _first(detections, ~np.isfinite(detections.box).all(axis=1), "box", "a box must be four finite numbers")
     _first(detections, ~np.isfinite(detections.score), "score", "a score must be a finite number")
-    _first(detections, (detections.box[:, 2:] < 0).any(1), "box", "a width or height is negative (boxes are x, y, w, h)")
+    _first(
+        detections, (detections.box[:, 2:] < 0).any(1), "box", "a width or height is negative (boxes are x, y, w, h)"
+    )
     known = _span(truth.images)
     _first(detections, ~np.isin(detections.image, truth.images), "image", f"no such image in the truth ({known})")
     known = _span(truth.categories)
     _first(detections, ~np.isin(detections.category, truth.categories), "category", f"not in the truth ({known})")
 
 
-def _first(detections: Detections, bad: np.ndarray, column: str, why: str) -> None:
+def _first(detections: Detections, bad: Any, column: str, why: str) -> None:
     if not bad.any():
         return
     row = int(np.argmax(bad))

@@ -108,9 +108,7 @@ def _official(truth: Truth, detections: Detections) -> PrecisionTable:
 
 def _dataset(truth: Truth) -> dict[str, Any]:
     assert truth.frequency is not None
-    images = {
-        i: {"id": i, "neg_category_ids": [], "not_exhaustive_category_ids": []} for i in truth.images.tolist()
-    }
+    images = {i: {"id": i, "neg_category_ids": [], "not_exhaustive_category_ids": []} for i in truth.images.tolist()}
     for name, pairs in (("neg_category_ids", truth.negative), ("not_exhaustive_category_ids", truth.not_exhaustive)):
         assert pairs is not None
         for image, category in pairs.tolist():
