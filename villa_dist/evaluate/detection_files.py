@@ -114,7 +114,7 @@ def _get(row: Any, name: str, place: str, what: str) -> Any:
     try:
         return row[name]
     except (KeyError, TypeError, IndexError):
-        raise EvaluationError(f"{place}: a {what} has no {name}: {str(row)[:120]}") from None
+        raise EvaluationError(f"{place}: {what} without {name}: {str(row)[:120]}") from None
 
 
 def _ids(values: list[Any], place: str, what: str, *, unique: bool = True) -> np.ndarray:

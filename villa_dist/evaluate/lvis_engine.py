@@ -1,7 +1,8 @@
 """LVIS' average precision of boxes, by two engines that must agree.
 
 LVIS judges a detection only where its category is known to be there or not: it keeps the 300 best of an image, over all
-categories, then drops those of categories that are neither annotated nor listed as negative in that image.
+categories, then drops those of categories that are neither annotated nor listed as negative in that image. It drops what
+has no area, too, truth and detections, which COCO does not.
 """
 
 from __future__ import annotations
@@ -56,6 +57,9 @@ def lvis_prepared(
         )
     truth = replace(truth, crowd=np.zeros(len(truth.image), bool))  # LVIS knows no crowds
     truth, detections = prepared(truth, detections, per_image, ties=ties)
+    truth = truth.take(truth.area > 0)
+    detections = detections.take(detections.box[:, 2] * detections.box[:, 3] > 0)
+    assert truth.negative is not None
     known = np.concatenate([np.stack([truth.image, truth.category], 1), truth.negative])
     judged = np.isin(
         _pair(truth, detections.image, detections.category),
