@@ -24,7 +24,9 @@ from villa_dist.evaluate.detection import Detections, capped, prepared, split
 from villa_dist.evaluate.detection_files import read_detections, read_truth, to_rows
 from villa_dist.evaluate.errors import EvaluationError
 from villa_dist.evaluate.lvis_engine import lvis_average_precision, lvis_prepared, lvis_table
+from villa_dist.evaluate.matching import outcomes
 
+ENGINES = ("fast", "faster-coco-eval", "official")
 COCO_STATS = ("AP", "AP50", "AP75", "APs", "APm", "APl")
 
 
@@ -113,13 +115,14 @@ def test_coco_engines_equal_pycocotools_and_each_other(seed: int) -> None:
     raw_truth, raw = random_case(seed)
     truth, found = read_truth(raw_truth), read_detections(raw)
     expected = pycocotools_alone(raw_truth, raw)
-    for engine in ("fast", "official"):
+    for engine in ENGINES:
         as_they_came = coco_average_precision(truth, found, engine=engine, ties="input").metrics
         same(as_they_came, expected)
-    fast, official = (coco_average_precision(truth, found, engine=e) for e in ("fast", "official"))
-    same(fast.metrics, official.metrics)
-    np.testing.assert_allclose(fast.table.precision, official.table.precision, atol=1e-12)
-    np.testing.assert_allclose(fast.table.recall, official.table.recall, atol=1e-12)
+    *others, official = (coco_average_precision(truth, found, engine=e) for e in ENGINES)
+    for other in others:
+        same(other.metrics, official.metrics)
+        np.testing.assert_allclose(other.table.precision, official.table.precision, atol=1e-12)
+        np.testing.assert_allclose(other.table.recall, official.table.recall, atol=1e-12)
 
 
 def test_lvis_engines_equal_lvis_and_each_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -130,11 +133,12 @@ def test_lvis_engines_equal_lvis_and_each_other(tmp_path: Path, monkeypatch: pyt
         expected = lvis_alone(raw_truth, raw, tmp_path, monkeypatch)
         with monkeypatch.context() as without:
             without.delattr(np, "float")  # our engine must not need the test's crutch
-            for engine in ("fast", "official"):
+            for engine in ENGINES:
                 same(lvis_average_precision(truth, found, engine=engine, ties="input").metrics, expected)
-            fast, official = (lvis_average_precision(truth, found, engine=e) for e in ("fast", "official"))
-        assert set(fast.metrics) == {*COCO_STATS, "APr", "APc", "APf", "AR"}
-        np.testing.assert_allclose(fast.table.precision, official.table.precision, atol=1e-12)
+            *others, official = (lvis_average_precision(truth, found, engine=e) for e in ENGINES)
+        for other in others:
+            assert set(other.metrics) == {*COCO_STATS, "APr", "APc", "APf", "AR"}
+            np.testing.assert_allclose(other.table.precision, official.table.precision, atol=1e-12)
         judged += len(lvis_prepared(truth, found, 300)[1]) < len(found)
     assert judged > 5  # the federated rule was at work
 
@@ -146,14 +150,15 @@ def test_the_cap_on_an_image_comes_first(seed: int, tmp_path: Path, monkeypatch:
     truth, found = read_truth(raw_truth), read_detections(raw)
     assert np.unique(found.image, return_counts=True)[1].max() > 300 or len(truth.images) > 4
     expected = lvis_alone(raw_truth, raw, tmp_path, monkeypatch)
-    for engine in ("fast", "official"):
+    for engine in ENGINES:
         same(lvis_average_precision(truth, found, engine=engine, ties="input").metrics, expected)
         same(
             coco_average_precision(truth, found, engine=engine, ties="input").metrics,
             pycocotools_alone(raw_truth, raw),
         )
-    small = [coco_average_precision(truth, found, engine=e, per_image=7) for e in ("fast", "official")]
-    same(small[0].metrics, small[1].metrics)
+    small = [coco_average_precision(truth, found, engine=e, per_image=7) for e in ENGINES]
+    same(small[0].metrics, small[2].metrics)
+    same(small[1].metrics, small[2].metrics)
     assert small[0].metrics["AR"] < coco_average_precision(truth, found).metrics["AR"]
 
 
@@ -197,7 +202,7 @@ def test_shards_of_categories_merge_to_the_whole(lvis: bool, seed: int, parts: i
 
 @settings(max_examples=25)
 @given(seed=st.integers(0, 10**6), lvis=st.booleans())
-def test_the_bootstraps_matching_equals_the_engines(seed: int, lvis: bool) -> None:
+def test_the_bootstraps_precision_equals_the_engines(seed: int, lvis: bool) -> None:
     raw_truth, raw = random_case(seed, lvis=lvis)
     truth, found = read_truth(raw_truth), read_detections(raw)
     if lvis:
@@ -207,10 +212,9 @@ def test_the_bootstraps_matching_equals_the_engines(seed: int, lvis: bool) -> No
         true, rows = prepared(truth, found, None)
         expected, cap = coco_table(true, rows).precision[:, 0], 100
     once = np.ones((1, len(truth.images)), np.int64)
-    every = slice(0, 10)
     plain = [
-        ap_bootstrap.weighted_precision(o, once, ap_bootstrap.IOUS, every)[0]
-        for o in ap_bootstrap.outcomes(true, rows, per_category=cap)
+        ap_bootstrap.weighted_precision(o, once, range(10))[0]
+        for o in outcomes(true, rows, per_category=cap, lvis=lvis)
     ]
     np.testing.assert_allclose(np.array(plain), expected, atol=1e-12)
 
@@ -237,8 +241,8 @@ def test_a_weighted_image_counts_as_often_as_copies_of_it_would(seed: int) -> No
         read_truth({**copies, "categories": raw_truth["categories"]}), read_detections(copies["rows"])
     )
     weighted = [
-        ap_bootstrap.weighted_precision(o, weights[None], ap_bootstrap.IOUS, slice(0, 10))[0]
-        for o in ap_bootstrap.outcomes(truth, found, per_category=100)
+        ap_bootstrap.weighted_precision(o, weights[None], range(10))[0]
+        for o in outcomes(truth, found, per_category=100, lvis=False)
     ]
     np.testing.assert_allclose(np.array(weighted), literal.table.precision[:, 0], atol=1e-12)
 
@@ -248,13 +252,14 @@ def test_a_detector_that_finds_nothing() -> None:
     truth = read_truth(raw_truth)
     truth = replace(truth, crowd=np.zeros(len(truth.image), bool))
     for evaluate in (coco_average_precision, lvis_average_precision):
-        fast, official = (evaluate(truth, Detections.none(), engine=e) for e in ("fast", "official"))
-        assert fast.metrics == official.metrics
-        assert fast.metrics["AP"] == 0.0
-        np.testing.assert_array_equal(fast.table.precision, official.table.precision)
+        *others, official = (evaluate(truth, Detections.none(), engine=e) for e in ENGINES)
+        for other in others:
+            assert other.metrics == official.metrics
+            assert other.metrics["AP"] == 0.0
+            np.testing.assert_array_equal(other.table.precision, official.table.precision)
     nothing = read_truth({**raw_truth, "annotations": []})
     found = read_detections([{"image_id": int(truth.images[0]), "category_id": 1, "bbox": [0, 0, 1, 1], "score": 1}])
-    for engine in ("fast", "official"):
+    for engine in ENGINES:
         assert coco_average_precision(nothing, found, engine=engine).metrics["AP"] == -1.0
         assert lvis_average_precision(nothing, found, engine=engine).metrics["APf"] == -1.0
 
@@ -264,7 +269,9 @@ def stats_of(path: Path) -> Any:
     return json.loads(re.findall(r"^\{.*\}$", path.read_text(), re.MULTILINE)[-1])
 
 
-@pytest.mark.parametrize(("engine", "ties"), [("fast", "box"), ("fast", "input"), ("official", "box")])
+@pytest.mark.parametrize(
+    ("engine", "ties"), [("fast", "box"), ("fast", "input"), ("faster-coco-eval", "box"), ("official", "box")]
+)
 def test_reference_results_of_coco(shared_data: Path, engine: str, ties: str) -> None:
     official = shared_data / "evalref/coco_official"
     cases = [
@@ -286,7 +293,7 @@ def test_reference_results_of_coco(shared_data: Path, engine: str, ties: str) ->
         assert metrics["AR"] == pytest.approx(expected[8], abs=1e-6)
 
 
-@pytest.mark.parametrize("engine", ["fast", "official"])
+@pytest.mark.parametrize("engine", ENGINES)
 def test_reference_results_of_lvis(shared_data: Path, engine: str) -> None:
     truth = read_truth(shared_data / "lvis/lvis_val_100.json")
     found = read_detections(shared_data / "evalref/lvis/detections.json")

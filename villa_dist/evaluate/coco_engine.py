@@ -1,4 +1,4 @@
-"""COCO's average precision of boxes, by two engines that must agree."""
+"""COCO's average precision of boxes, by three engines that must agree."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ import numpy as np
 from villa_dist.evaluate.average_precision import AveragePrecision, PrecisionTable, empty_table, summary
 from villa_dist.evaluate.detection import Detections, Truth, prepared
 from villa_dist.evaluate.errors import EvaluationError
-from villa_dist.evaluate.fast_engine import fast_table
+from villa_dist.evaluate.faster_engine import faster_table
+from villa_dist.evaluate.matching import numpy_table
 
 PER_CATEGORY = 100  # COCO's own cap: detections of one category in one image
 
@@ -29,7 +30,7 @@ def coco_average_precision(
 
     per_image: keep that many detections of an image, over all categories, before anything else. None is what pycocotools
     does (it caps each category of an image at 100); RegionCLIP's and most detectors' results hold 100 an image.
-    engine: `fast` (faster-coco-eval) or `official` (pycocotools). They agree to 12 digits.
+    engine: `fast` (`matching`, numpy alone), `faster-coco-eval` or `official` (pycocotools). They agree to 12 digits.
     ties: what comes first of equal scores, see `detection`.
 
     Raises: EvaluationError, see `detection.check`.
@@ -53,7 +54,11 @@ def _engine(name: str) -> Callable[[Truth, Detections, int], PrecisionTable]:
 
 
 def _fast(truth: Truth, detections: Detections, limit: int) -> PrecisionTable:
-    return fast_table(truth, detections, per_category=limit, lvis=False)
+    return numpy_table(truth, detections, per_category=limit, lvis=False)
+
+
+def _faster(truth: Truth, detections: Detections, limit: int) -> PrecisionTable:
+    return faster_table(truth, detections, per_category=limit, lvis=False)
 
 
 def _official(truth: Truth, detections: Detections, limit: int) -> PrecisionTable:
@@ -108,4 +113,8 @@ def found_rows(detections: Detections) -> list[dict[str, Any]]:
     return [{"id": n, "iscrowd": 0, **dict(zip(names, row, strict=True))} for n, row in enumerate(rows, 1)]
 
 
-ENGINES: dict[str, Callable[[Truth, Detections, int], PrecisionTable]] = {"fast": _fast, "official": _official}
+ENGINES: dict[str, Callable[[Truth, Detections, int], PrecisionTable]] = {
+    "fast": _fast,
+    "faster-coco-eval": _faster,
+    "official": _official,
+}

@@ -1,4 +1,4 @@
-"""faster-coco-eval as the engine, one category at a time.
+"""faster-coco-eval as an engine, one category at a time.
 
 The library lists every image for every category (20,000 x 1,203 on LVIS) and converts each pair. Given one category it
 is asked only about images that have a box or a detection of it, which changes no figure and is several times faster.
@@ -12,6 +12,7 @@ import numpy as np
 
 from villa_dist.evaluate.average_precision import PrecisionTable
 from villa_dist.evaluate.detection import Detections, Truth
+from villa_dist.evaluate.errors import EvaluationError
 
 
 class _Category:
@@ -39,13 +40,20 @@ class _Category:
         return [{"id": 1, "frequency": "f"}]
 
 
-def fast_table(truth: Truth, detections: Detections, *, per_category: int, lvis: bool) -> PrecisionTable:
+def faster_table(truth: Truth, detections: Detections, *, per_category: int, lvis: bool) -> PrecisionTable:
     """Average precision of every category of the truth.
 
     truth, detections: in the order of `detection.prepared`. per_category: the engine's own cap on detections of a
     category in an image. lvis: unmatched detections of not exhaustive pairs count for nothing.
+
+    Raises: EvaluationError when the package is missing.
     """
-    from faster_coco_eval.core.faster_eval_api import COCOeval_faster  # type: ignore[import-untyped,import-not-found]
+    try:
+        from faster_coco_eval.core.faster_eval_api import COCOeval_faster  # type: ignore[import-untyped,import-not-found]
+    except ImportError:
+        raise EvaluationError(
+            "engine faster-coco-eval needs that package: pip install it, or use engine fast"
+        ) from None
 
     precision = np.full((len(truth.categories), 4, 10), np.nan)
     recall = np.full((len(truth.categories), 4, 10), np.nan)
