@@ -180,7 +180,7 @@ def test_perfect_embeddings_of_real_boxes_and_real_class_vectors(shared_data: Pa
     vectors = np.load(shared_data / "text/detic_metadata/coco_clip_a+cname.npy").astype(np.float64)
     chosen = np.sort(np.concatenate([base, novel]))
     classes = vectors[np.searchsorted(truth.categories, chosen)]
-    truth = truth.only(chosen, drop_empty_images=True)
+    truth = truth.take(np.isin(truth.image, truth.images[:120])).only(chosen, drop_empty_images=True)
     column = np.searchsorted(chosen, truth.category)
     r = np.random.default_rng(0)
 
