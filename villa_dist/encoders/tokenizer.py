@@ -96,7 +96,12 @@ def clip_tokenizer(path: str, length: int) -> TextTokenizer:
             f"model.text.vocabulary: {path} is not CLIP's vocabulary of {CLIP_MERGES} merges, one pair a line after the "
             "first; give bpe_simple_vocab_16e6.txt.gz"
         )
-    return bpe_tokenizer([(a, b) for a, b in pairs], length)
+    try:
+        return bpe_tokenizer([(a, b) for a, b in pairs], length)
+    except Exception as error:  # the library raises plain Exception, for a merge of unknown parts
+        raise VillaError(
+            f"model.text.vocabulary: {path} is damaged ({error}); give CLIP's bpe_simple_vocab_16e6.txt.gz"
+        ) from error
 
 
 def bpe_tokenizer(pairs: Sequence[tuple[str, str]], length: int) -> TextTokenizer:
