@@ -83,13 +83,17 @@ def read_tensors(path: str) -> dict[str, Tensor]:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        said = " ".join(str(error).split())
-        refused = re.search(r"(?:GLOBAL|global|callable|function|class) ([\w.]+\.[\w.]+)", said)
-        names = f" (its pickle names {refused.group(1)})" if refused else ""
+        refused = re.search(r"GLOBAL ([\w.]+)", str(error))
+        if refused is None:  # an opcode that no checkpoint has
+            raise VillaError(
+                f"model.weights: {path} is no whole checkpoint, or more than tensors; it was not read and nothing ran. "
+                "Fetch it again, or give a .safetensors file"
+            ) from error
         raise VillaError(
-            f"model.weights: {path} holds more than tensors{names}; reading it would run code, so it is refused and "
-            'nothing ran. Convert it where you trust it: python -c "import torch, safetensors.torch as s; '
-            f"s.save_file(torch.load('{file.name}', weights_only=False)['state_dict'], 'weights.safetensors')\""
+            f"model.weights: {path} holds more than tensors (its pickle names {refused.group(1)}); reading it would run "
+            "code, so it is refused and nothing ran. Convert it where you trust it: python -c \"import torch, "
+            f"safetensors.torch as s; s.save_file(torch.load('{file.name}', weights_only=False)['state_dict'], "
+            "'weights.safetensors')\""
         ) from error
     except (RuntimeError, OSError, EOFError, ValueError, KeyError, TypeError, AttributeError) as error:
         said = str(error).splitlines()[0] if str(error) else type(error).__name__
