@@ -151,7 +151,9 @@ def test_a_whole_image_equals_the_transcription(state: State, vlm: RegionVLM) ->
 @torch.no_grad()
 def test_a_region_of_whole_cells_equals_the_transcription(state: State, vlm: RegionVLM) -> None:
     """Upright images of twice the trained side: a region of 6 x 6 cells is cut out of the map without resampling."""
-    wide = RegionVLM(vlm.config.model_copy(update={"image": vlm.config.image.model_copy(update={"size": 2 * tiny.SIDE})}))
+    wide = RegionVLM(
+        vlm.config.model_copy(update={"image": vlm.config.image.model_copy(update={"size": 2 * tiny.SIDE})})
+    )
     pixels = noise(1, 3, 2 * tiny.SIDE, 2 * tiny.SIDE)
     s = {k: v.double() for k, v in state.items()}
     maps = to_layer3(s, prepared(pixels))

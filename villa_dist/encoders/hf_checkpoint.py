@@ -38,6 +38,11 @@ def read_hf(config: ModelConfig) -> Published:
     family = family_of(settings, folder)
     architecture = library_config(family, settings, folder)
     text = architecture["text_config"]
+    if not architecture["vision_config"].get("vision_use_head", True):
+        raise VillaError(
+            f"model.weights: {folder} is a {family} without its pooling head (vision_use_head: false), which embeds images "
+            "and regions; use a checkpoint that has it"
+        )
     state = read_state(folder)
     weights, scale = own_names(state), float(state.get("logit_scale", torch.tensor(4.6052)))
     return Published(
@@ -68,24 +73,41 @@ def local_folder(weights: str, revision: str | None) -> Path:
 
 
 def _fetched(name: str, revision: str | None) -> Path:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+    """From the hub, or from the local cache where the hub does not answer within HUB_SECONDS."""
+    from huggingface_hub import HfApi, snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError
 
-    def fetch(wanted: list[str]) -> Path:
-        return Path(snapshot_download(name, revision=revision, allow_patterns=wanted, etag_timeout=HUB_SECONDS))
+    def fetch(at: str | None, wanted: list[str], cached: bool) -> Path:
+        return Path(
+            snapshot_download(
+                name, revision=at, allow_patterns=wanted, etag_timeout=HUB_SECONDS, local_files_only=cached
+            )
+        )
 
-    try:
-        folder = fetch(WANTED)
-        if not any(folder.glob("*.safetensors")):
-            folder = fetch([*WANTED, "pytorch_model*.bin"])
-    except (OSError, ValueError, HfHubHTTPError, HFValidationError) as error:
-        at = f" at revision {revision}" if revision else ""
+    def failed(error: Exception) -> VillaError:
         said = str(error).strip().splitlines()
-        raise VillaError(
+        at = f" at revision {revision}" if revision else ""
+        return VillaError(
             f"model.weights: {name} is no folder here, and it could not be fetched from the hub{at} "
             f"({said[0] if said else type(error).__name__}). Check the name and the network, or fetch it elsewhere "
             f"(`hf download {name} --local-dir DIR`) and set model.weights to that folder"
-        ) from error
+        )
+
+    try:  # snapshot_download itself would wait for an answer for ever
+        commit = HfApi().repo_info(name, revision=revision, timeout=HUB_SECONDS).sha
+    except (HfHubHTTPError, ValueError) as error:  # no such repository or revision, no access
+        raise failed(error) from error
+    except Exception as error:  # noqa: BLE001  no connection: which error says so depends on the hub's HTTP library
+        try:
+            return fetch(revision, WANTED, True)
+        except (OSError, ValueError):
+            raise failed(error) from error
+    try:
+        folder = fetch(commit, WANTED, False)
+        if not any(folder.glob("*.safetensors")):
+            folder = fetch(commit, [*WANTED, "pytorch_model*.bin"], False)
+    except Exception as error:
+        raise failed(error) from error
     return folder
 
 
@@ -106,7 +128,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 def family_of(settings: Mapping[str, Any], folder: Path) -> Family:
     kind = settings.get("model_type")
-    if kind in FAMILIES:
+    if isinstance(kind, str) and kind in FAMILIES:
         return FAMILIES[kind]
     named = ", ".join(map(str, settings.get("architectures") or [])) or "no architecture"
     code = "; its config asks to run code of its own, which is never done" if "auto_map" in settings else ""
@@ -125,7 +147,7 @@ def library_config(family: Family, settings: Mapping[str, Any], folder: Path) ->
         found: dict[str, Any] = config_class(family).from_dict(plain).to_dict()
         return json.loads(json.dumps(found))  # type: ignore[no-any-return]
     except Exception as error:
-        raise VillaError(f"{folder / 'config.json'} is no {family} config ({_first(error)}); fetch it again") from error
+        raise VillaError(f"{folder / 'config.json'} is no {family} config ({_said(error)}); fetch it again") from error
 
 
 def weight_files(folder: Path) -> list[Path]:
@@ -249,7 +271,7 @@ def _library_tokenizer(folder: Path) -> tuple[str, int, int, str, str]:
     except ImportError:
         tokenizer = None
     except Exception as error:
-        raise VillaError(f"{folder}: its tokenizer cannot be read ({_first(error)}); fetch its files again") from error
+        raise VillaError(f"{folder}: its tokenizer cannot be read ({_said(error)}); fetch its files again") from error
     if tokenizer is None or not tokenizer.is_fast:
         tokenizer, clean = _plain_tokenizer(folder), "canonical"
     content, pad = tokenizer.backend_tokenizer.to_str(), tokenizer.pad_token_id
@@ -272,6 +294,5 @@ def _plain_tokenizer(folder: Path) -> Any:
     return PreTrainedTokenizerFast(tokenizer_file=str(folder / "tokenizer.json"), **tokens)
 
 
-def _first(error: BaseException) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0][:300] if lines else type(error).__name__
+def _said(error: BaseException) -> str:
+    return " ".join(str(error).split())[:300] or type(error).__name__

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from shards.errors import VillaError
+from villa_dist.encoders.precision import best_device
 
 CLASSES = {
     "clip": ("CLIPConfig", "CLIPVisionModel", "CLIPTextModel"),
@@ -38,6 +39,12 @@ def build(family: str, part: str, architecture: dict[str, Any], attention: str) 
     Raises: VillaError when `attention` is not there for this family or on this machine.
     """
     config = getattr(config_class(family).from_dict(architecture), f"{part}_config")
+    heads, width = config.num_attention_heads, config.hidden_size
+    if heads < 1 or width % heads or min(config.num_hidden_layers, width, getattr(config, "patch_size", 1)) < 1:
+        raise VillaError(
+            f"config.json: a {part} tower of {config.num_hidden_layers} layers of width {width} with {heads} heads cannot be "
+            "built; fetch it again"
+        )
     model = getattr(library(), CLASSES[family][1 if part == "vision" else 2])
     if attention == "xformers":
         register_xformers()
@@ -60,8 +67,15 @@ def register_xformers() -> None:
             f"model.attention=xformers: xformers is not installed ({error}); install the gpu extra on a machine with CUDA, "
             "or use model.attention=sdpa"
         ) from error
-    if not torch.cuda.is_available() and not hasattr(operators, "runs_anywhere"):
-        raise VillaError("model.attention=xformers needs CUDA, which is not available here; use model.attention=sdpa")
+    device = best_device()
+    try:  # it imports anywhere and runs on few devices; only a call tells
+        one = torch.zeros(1, 1, 1, 8, device=device)
+        operators.memory_efficient_attention(one, one, one)
+    except (NotImplementedError, RuntimeError, ValueError, TypeError) as error:
+        raise VillaError(
+            f"model.attention=xformers does not run on this {device.type} ({' '.join(str(error).split())[:150]}); use "
+            "model.attention=sdpa"
+        ) from error
     library()
     modeling = importlib.import_module("transformers.modeling_utils")
     masking = importlib.import_module("transformers.masking_utils")

@@ -91,7 +91,7 @@ def read_tensors(path: str) -> dict[str, Tensor]:
             ) from error
         raise VillaError(
             f"model.weights: {path} holds more than tensors (its pickle names {refused.group(1)}); reading it would run "
-            "code, so it is refused and nothing ran. Convert it where you trust it: python -c \"import torch, "
+            'code, so it is refused and nothing ran. Convert it where you trust it: python -c "import torch, '
             f"safetensors.torch as s; s.save_file(torch.load('{file.name}', weights_only=False)['state_dict'], "
             "'weights.safetensors')\""
         ) from error
