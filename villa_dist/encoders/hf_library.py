@@ -42,8 +42,8 @@ def build(family: str, part: str, architecture: dict[str, Any], attention: str) 
     heads, width = config.num_attention_heads, config.hidden_size
     if heads < 1 or width % heads or min(config.num_hidden_layers, width, getattr(config, "patch_size", 1)) < 1:
         raise VillaError(
-            f"config.json: a {part} tower of {config.num_hidden_layers} layers of width {width} with {heads} heads cannot be "
-            "built; fetch it again"
+            f"config.json: a {part} tower of {config.num_hidden_layers} layers of width {width} with {heads} heads cannot "
+            "be built; fetch it again"
         )
     model = getattr(library(), CLASSES[family][1 if part == "vision" else 2])
     if attention == "xformers":
