@@ -28,6 +28,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+shards_cli.register()
 app.add_typer(shards_cli.app)
 ConfigArgument = Annotated[str, typer.Argument(help="a YAML config, for example configs/quickstart.yaml")]
 SetOption = Annotated[

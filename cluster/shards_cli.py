@@ -7,10 +7,12 @@ from contextlib import contextmanager
 
 import typer
 
+from cluster.commands import pack
 from shards.work import RunUnits, run_here
 from villa_dist.config import RayConfig
 
 app = typer.Typer(name="shards", help="Pack, reshard, verify and look at shards.", no_args_is_help=True)
+app.command("pack")(pack.command)
 
 
 @contextmanager
@@ -28,3 +30,14 @@ def units_on(workers: int | None, address: str | None = None) -> Iterator[RunUni
         runner = RayRunner(config)
         yield runner.shards
         runner.close()
+
+
+def register() -> None:
+    """Add the commands. They import this module for `units_on`, so they are imported here."""
+    from cluster.commands import index, reshard, show, stats, verify
+
+    app.command("reshard")(reshard.command)
+    app.command("verify")(verify.command)
+    app.command("index")(index.command)
+    app.command("stats")(stats.command)
+    app.command("show")(show.command)

@@ -1,6 +1,6 @@
 """From bytes to pixels and text, by an allow-list of suffixes. Nothing here unpickles, executes or follows a path.
 
-Pixels become RGB uint8: 16-bit images are rescaled to 8 bits by their own range of values (clipping at 255 ruins
+Pixels become RGB uint8: 16-bit grey images are rescaled to 8 bits by their own range of values (clipping at 255 ruins
 radiographs), EXIF orientation is applied, CMYK and palettes are converted, alpha is laid over white, and the first
 frame of an animation is taken.
 """
@@ -53,11 +53,29 @@ def decode_image(data: bytes, max_pixels: int = MAX_PIXELS) -> np.ndarray:
         raise DecodeError("undecodable_image", detail) from error
 
 
+def upright_size(data: bytes) -> tuple[int, int]:
+    """(width, height) in pixels as decoded, EXIF orientation applied, from the header alone.
+
+    Raises: DecodeError(undecodable_image).
+    """
+    try:
+        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+            width, height = image.size
+            turned = image.getexif().get(0x0112, 1) in (5, 6, 7, 8)
+    except Exception as error:  # PIL raises a dozen kinds, SyntaxError and struct.error among them
+        detail = ADDRESS.sub("", f"{type(error).__name__}: {error}")
+        raise DecodeError("undecodable_image", detail) from error
+    return (height, width) if turned else (width, height)
+
+
 def _to_rgb(image: Image.Image) -> np.ndarray:
     image.load()
     upright = ImageOps.exif_transpose(image)
     if upright.mode in ("I;16", "I;16B", "I;16L", "I", "F"):
-        return np.repeat(_rescale(np.asarray(upright))[..., None], 3, axis=2)
+        values = np.asarray(upright)
+        grey = _rescale(values)
+        grey[values == upright.info.get("transparency", -1)] = 255
+        return np.repeat(grey[..., None], 3, axis=2)
     if upright.mode in ("RGBA", "LA", "PA") or "transparency" in upright.info:
         rgba = upright.convert("RGBA")
         upright = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba)
@@ -102,6 +120,10 @@ def sample_text(members: dict[str, bytes], fields: tuple[str, ...] = ("text", "c
     else:
         values = decode_json(members["json"]) if "json" in members else {}
         text = next((values[f] for f in fields if isinstance(values.get(f), str) and values[f].strip()), "")
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:  # JSON can escape half a character
+        raise DecodeError("not_utf8", f"half a surrogate pair at character {error.start}") from error
     if not text.strip():
         found = ", ".join(f".{s}" for s in members) or "nothing"
         raise DecodeError("no_text", f"no text in a .txt or .json member; found {found}")

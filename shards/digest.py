@@ -23,10 +23,22 @@ def fingerprint(value: Any) -> str:
 
 def sample_hash(key: str, members: Iterable[tuple[str, bytes | memoryview]]) -> int:
     """A 128-bit number for one sample: its key and every (suffix, content), whatever the members' order."""
-    outer = hashlib.blake2b(key.encode("utf-8", "surrogateescape"), digest_size=16)
-    for suffix, data in sorted(members, key=lambda m: m[0]):
-        outer.update(b"\0" + suffix.encode() + b"\0" + hashlib.blake2b(data, digest_size=16).digest())
-    return int.from_bytes(outer.digest(), "big")
+    return hash_of(key, ((suffix, member_digest(data)) for suffix, data in members))
+
+
+def member_digest(data: bytes | memoryview) -> bytes:
+    return hashlib.blake2b(data, digest_size=16).digest()
+
+
+def hash_of(key: str, digests: Iterable[tuple[str, bytes]]) -> int:
+    """`sample_hash` from the members' digests."""
+    parts = [key.encode("utf-8", "surrogateescape")]
+    parts += [b"\0" + suffix.encode() + b"\0" + digest for suffix, digest in sorted(digests, key=_suffix)]
+    return int.from_bytes(hashlib.blake2b(b"".join(parts), digest_size=16).digest(), "big")
+
+
+def _suffix(member: tuple[str, bytes]) -> str:
+    return member[0]
 
 
 @dataclass
@@ -70,10 +82,14 @@ class Conservation:
 
 def keys_digest(keys: Iterable[str]) -> SampleDigest:
     """The order-independent digest of keys alone, which every sidecar shares with its base shard."""
-    digest = SampleDigest()
-    for key in keys:
-        digest.add(sample_hash(key, ()))
-    return digest
+    hashes = key_hashes(keys)
+    return SampleDigest(len(hashes), sum(hashes) % MODULUS)
+
+
+def key_hashes(keys: Iterable[str]) -> list[int]:
+    """`sample_hash` of each key without members."""
+    blake, number = hashlib.blake2b, int.from_bytes
+    return [number(blake(k.encode("utf-8", "surrogateescape"), digest_size=16).digest(), "big") for k in keys]
 
 
 def difference(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[str]:

@@ -6,8 +6,10 @@ A manifest is derived: it can be removed and is rebuilt from the markers. Its `d
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import pyarrow as pa
 
@@ -17,6 +19,7 @@ from shards.digest import SampleDigest, fingerprint
 from shards.errors import ShardError, StaleStageError
 
 NAME = "manifest.parquet"
+HEX = re.compile(r"[0-9a-f]{1,32}")
 SCHEMA = pa.schema(
     [
         ("shard", pa.string()),
@@ -73,18 +76,25 @@ def write(stage: StageFolder, shards: Sequence[str]) -> Manifest:
             f"{stage.store.path()} holds {len(strangers)} shards committed under another config, such as {strangers[0]} (a "
             "worker of an earlier run came back late); repeat with --force to redo the stage"
         )
-    columns = {
-        "shard": [m.shard for m in markers],
-        "samples": [m.samples for m in markers],
-        "bytes": [_main(m)[0] for m in markers],
-        "sha256": [_main(m)[1] for m in markers],
-        "keys_digest": [m.keys_digest for m in markers],
-        "came_in": [m.came_in for m in markers],
-        "refused": [sum(m.refused.values()) for m in markers],
-        "fingerprint": [m.fingerprint for m in markers],
-    }
+    rows = [row_of(m) for m in markers]
+    columns = {name: [row[name] for row in rows] for name in SCHEMA.names}
     stage.store.put(NAME, sidecar.to_bytes(sidecar.table(SCHEMA, columns)))
     return read(stage)
+
+
+def row_of(marker: Marker) -> dict[str, Any]:
+    """What the manifest says of one committed shard."""
+    size, digest = _main(marker)
+    return {
+        "shard": marker.shard,
+        "samples": marker.samples,
+        "bytes": size,
+        "sha256": digest,
+        "keys_digest": marker.keys_digest,
+        "came_in": marker.came_in,
+        "refused": sum(marker.refused.values()),
+        "fingerprint": marker.fingerprint,
+    }
 
 
 def _main(marker: Marker) -> tuple[int, str]:
@@ -105,6 +115,9 @@ def read(stage: StageFolder) -> Manifest:
         )
     place = stage.store.path(NAME)
     found = sidecar.from_bytes(stage.store.read(NAME), place, SCHEMA).to_pydict()
+    counted = [*found["samples"], *found["bytes"], *found["came_in"], *found["refused"]]
+    if any(n < 0 for n in counted) or not all(HEX.fullmatch(d) for d in found["keys_digest"]):
+        raise ShardError(f"manifest {place} holds a count or a digest that is none; remove it and run the stage again")
     return Manifest(
         stage.stage,
         tuple(found["shard"]),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import mmap
 from collections.abc import Iterator
 from pathlib import Path
@@ -90,7 +89,7 @@ class BaseShard:
         Raises: ShardError when the content no longer has the digest its marker recorded.
         """
         data = self.store.read(self.tar)
-        if hashlib.sha256(data).hexdigest() != self.marker.output(".tar").sha256:
+        if not self.marker.output(".tar").is_content(data):
             raise ShardError(
                 f"shard {self.place} no longer has the content its marker recorded; restore the file, or redo the "
                 "ingest stage with --force"
@@ -111,7 +110,7 @@ def read_committed(stage: StageFolder, output: Output) -> tuple[str, bytes]:
     """(path, content) of a committed file, read whole. Raises: ShardError when it is not what its marker recorded."""
     name = stage.locate(output)
     data, place = stage.store.read(name), stage.store.path(name)
-    if len(data) != output.bytes or hashlib.sha256(data).hexdigest() != output.sha256:
+    if not output.is_content(data):
         raise ShardError(
             f"{place} no longer has the content its marker recorded ({len(data)} bytes, {output.bytes} expected); restore "
             "the file, or redo the stage with --force"

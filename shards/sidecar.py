@@ -5,6 +5,8 @@ pairs, truth   key, boxes (K x 4 float32, xyxy pixels), region / attribute / sco
 regions        key, width, height, boxes (R x 4), objectness (R), attributes (A: ids the text mentions)
 embeddings     row (image), region, embedding (D float16): one row a region
 quarantine     key, reason, detail, digest: one row a refused sample
+origin         key, file, member, row: where a packed sample is from; file is relative to the source, row is of a table or
+               the image id of COCO
 """
 
 from __future__ import annotations
@@ -42,6 +44,7 @@ REGIONS = pa.schema(
 QUARANTINE = pa.schema(
     [("key", pa.string()), ("reason", pa.string()), ("detail", pa.string()), ("digest", pa.string())]
 )
+ORIGIN = pa.schema([("key", pa.string()), ("file", pa.string()), ("member", pa.string()), ("row", pa.int64())])
 
 
 def embeddings_schema(dim: int) -> pa.Schema:
@@ -75,7 +78,7 @@ def to_bytes(sidecar: pa.Table) -> bytes:
 
 
 def from_bytes(data: bytes, place: str, schema: pa.Schema | None = None) -> pa.Table:
-    """Raises: ShardError when `data` is not Parquet or lacks a column of `schema`."""
+    """Raises: ShardError when `data` is not Parquet, or lacks a column of `schema` or has it in another type."""
     try:
         found = pq.read_table(io.BytesIO(data))
         names = found.column_names
@@ -84,7 +87,60 @@ def from_bytes(data: bytes, place: str, schema: pa.Schema | None = None) -> pa.T
     missing = [n for n in (schema.names if schema else []) if n not in names]
     if missing:
         raise ShardError(f"sidecar {place} lacks the columns {missing}; it has {names}; redo the stage with --force")
+    try:
+        return conformed(found, schema) if schema else found
+    except (pa.ArrowException, UnicodeError, ValueError) as error:
+        raise ShardError(
+            f"sidecar {place} is not as its stage writes it: {error}; redo the stage with --force"
+        ) from error
+
+
+def conformed(found: pa.Table, schema: pa.Schema, nullable: Sequence[str] = ()) -> pa.Table:
+    """`found` with the columns of `schema` in its types. Files of other writers may differ in the width of a number or
+    have lost the fixed length of a list. nullable: columns that may be null throughout.
+
+    Raises: ValueError, or pyarrow's own, where the values do not fit.
+    """
+    for wanted in schema:
+        places = found.schema.get_all_field_indices(wanted.name)
+        if len(places) != 1:
+            raise ValueError(f"column {wanted.name!r} is there {len(places)} times")
+        column = found.column(places[0])
+        if column.type != wanted.type:
+            column = _cast(column, wanted)
+            found = found.set_column(places[0], wanted.name, column)
+        if _nulls(column) and not (wanted.name in nullable and column.null_count == len(column)):
+            raise ValueError(f"column {wanted.name!r} holds nulls")
+        column.validate(full=True)
     return found
+
+
+def _cast(column: pa.ChunkedArray, wanted: pa.Field) -> pa.ChunkedArray:
+    if _kind(column.type) != _kind(wanted.type):
+        raise ValueError(f"column {wanted.name!r} is {column.type}, expected {wanted.type}")
+    return column.cast(wanted.type)
+
+
+def _kind(kind: pa.DataType) -> str:
+    """What a cast may not change: how deep the lists go, and what the values are."""
+    if pa.types.is_list(kind) or pa.types.is_fixed_size_list(kind) or pa.types.is_large_list(kind):
+        return f"list of {_kind(kind.value_type)}"
+    for name in ("integer", "floating", "string", "large_string", "null"):
+        if getattr(pa.types, f"is_{name}")(kind):
+            return name.removeprefix("large_")
+    return str(kind)
+
+
+def _nulls(column: pa.ChunkedArray) -> bool:
+    if column.null_count:
+        return True
+    return any(_nulls_inside(chunk) for chunk in column.chunks)
+
+
+def _nulls_inside(array: pa.Array) -> bool:
+    if not pa.types.is_nested(array.type):
+        return bool(array.null_count)
+    return bool(array.null_count) or (hasattr(array, "flatten") and _nulls_inside(array.flatten()))
 
 
 def list_column(sidecar: pa.Table, name: str) -> tuple[np.ndarray, np.ndarray]:

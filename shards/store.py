@@ -74,6 +74,32 @@ class Store:
         names = (e["name"].rsplit("/", 1)[-1] for e in found if e["type"] == "file")
         return sorted(n for n in names if n.endswith(suffix))
 
+    def list_sizes(self, folder: str = "", suffix: str = "") -> dict[str, int]:
+        """Name -> size in bytes of the files directly in `folder`, from one listing."""
+        place = self.path(folder)
+        if self.local:
+            if not os.path.isdir(place):
+                return {}
+            with os.scandir(place) as found:
+                return {e.name: e.stat().st_size for e in found if e.name.endswith(suffix) and e.is_file()}
+        try:
+            listed = self.fs.ls(place, detail=True, refresh=True)
+        except FileNotFoundError:
+            return {}
+        sizes = {e["name"].rsplit("/", 1)[-1]: int(e["size"]) for e in listed if e["type"] == "file"}
+        return {n: size for n, size in sizes.items() if n.endswith(suffix)}
+
+    def folders(self) -> tuple[str, ...]:
+        """Names of the folders directly below the root, sorted."""
+        if not self.exists():
+            return ()
+        found = self.fs.ls(self.path(), detail=True)
+        names = (e["name"].rstrip("/").rsplit("/", 1)[-1] for e in found if e["type"] == "directory")
+        return tuple(sorted(names))
+
+    def is_file(self) -> bool:
+        return bool(self.fs.isfile(self.path()))
+
     def read(self, name: str) -> bytes:
         try:
             if self.local:
@@ -155,6 +181,13 @@ class Store:
             self.fs.rm(self.path(name), recursive=recursive)
         except FileNotFoundError:
             pass
+
+
+def glob(pattern: str) -> list[str]:
+    """Paths or URLs of the files that match, sorted."""
+    fs, path = filesystem(pattern)
+    scheme = pattern.partition("://")[0] + "://" if "://" in pattern else ""
+    return sorted(scheme + found for found in fs.glob(path) if fs.isfile(found))
 
 
 def _create_whole(temporary: Path, final: Path, data: bytes) -> None:

@@ -10,6 +10,7 @@ Layout legend: a *member* is one file in the tar; a *sample* is a run of members
 
 from __future__ import annotations
 
+import re
 import tarfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -21,6 +22,9 @@ _CHECKSUM = slice(148, 156)
 _REGULAR = (b"0", b"\0", b"7")
 _SKIPPED = (b"5",)  # a folder
 _FALLBACK = (b"x", b"g", b"L", b"K", b"S", b"X", b"N", b"A")
+LONGEST_EXTENSION = 1 << 20  # bytes of a PAX header or a GNU long name
+_COMPRESSED = {b"\x1f\x8b\x08": "gzip", b"BZh": "bzip2", b"\xfd7zXZ\0": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
+_LONG_NUMBER = re.compile(rb"\d{256}")
 _REFUSED = {b"1": "link", b"2": "link", b"3": "device", b"4": "device", b"6": "device"}
 
 
@@ -117,6 +121,8 @@ def refusal(name: str) -> str:
         return "unsafe_key"
     if not name.isprintable():
         return "unprintable_key"
+    if not parts[-1] or parts[-1].startswith("."):
+        return "no_key"
     return ""
 
 
@@ -126,6 +132,10 @@ def walk(data: memoryview, file: BinaryIO, scan: Scan) -> Iterator[Member]:
     A damaged tar ends the walk and says so in `scan.problem`; members before the damage are sound.
     """
     total, at = len(data), 0
+    for magic, name in _COMPRESSED.items():
+        if data[: len(magic)] == magic:
+            scan.problem = f"compressed by {name}, no plain tar; unpack it to a .tar first"
+            return
     while at + BLOCK <= total:
         if data[at] == 0 and not any(data[at : at + BLOCK]):
             if not _rest_is_zero(data, at):
@@ -176,6 +186,23 @@ def _rest_is_zero(data: memoryview, at: int, chunk: int = 1 << 20) -> bool:
     return not any(bytes(data[i : i + chunk]).strip(b"\0") for i in range(at, len(data), chunk))
 
 
+class _HeaderFile:
+    """What `tarfile` may read of a tar: headers, and their extensions up to a size, since it takes a size at its word and
+    its patterns take quadratic time on long numbers."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self.seek, self.tell = file.seek, file.tell
+
+    def read(self, size: int = -1) -> bytes:
+        if not 0 <= size <= LONGEST_EXTENSION:
+            raise tarfile.ReadError(f"a header extension of {size} bytes")
+        data = self._file.read(size)
+        if size > 16 * BLOCK and _LONG_NUMBER.search(data):
+            raise tarfile.ReadError("a header extension with a number of many digits")
+        return data
+
+
 def _walk_tarfile(data: memoryview, file: BinaryIO, start: int, scan: Scan) -> Iterator[Member]:
     """The same walk by the standard library, from the header at `start` on. It ends in silence at a damaged header and at
     a missing end of archive, so where it ended is looked at."""
@@ -183,9 +210,12 @@ def _walk_tarfile(data: memoryview, file: BinaryIO, start: int, scan: Scan) -> I
     file.seek(start)
     previous = start
     try:
-        with tarfile.open(fileobj=file, mode="r:", errorlevel=2) as tar:
+        with tarfile.open(fileobj=_HeaderFile(file), mode="r:", errorlevel=2, encoding="utf-8") as tar:  # type: ignore[call-overload]
             for info in tar:
-                if info.isreg() and not info.issparse() and info.type in (tarfile.REGTYPE, tarfile.AREGTYPE):
+                if info.size < 0 or tar.offset <= previous:  # it would go round for ever
+                    scan.problem = f"damaged header at byte {previous}: a negative size"
+                    return
+                if info.type in _REGULAR and not info.issparse():
                     if info.offset_data + info.size > total:
                         scan.problem = f"cut at byte {total}, inside member {info.name!r}"
                         return

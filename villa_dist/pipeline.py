@@ -13,6 +13,7 @@ from functools import partial
 from typing import Any
 
 from shards import manifest
+from shards.collect import Summary, conservation
 from shards.commit import SUFFIX, StageFolder
 from shards.errors import BudgetError, ShardError, StaleStageError, VillaError
 from shards.manifest import Manifest
@@ -27,7 +28,7 @@ from villa_dist.observe import LOG, Progress
 from villa_dist.runner import Runner
 from villa_dist.stages import vocabulary as vocabulary_stage
 from villa_dist.stages.base import StageRequest
-from villa_dist.stages.ingest import IngestSummary, conservation, units
+from villa_dist.stages.ingest import units
 from villa_dist.train.jobs import TrainRequest, model_folder
 from villa_dist.train.progress import watch
 
@@ -241,18 +242,17 @@ class Pipeline:
             folder.clear()
         return [each.claim(claim.config) for each in claim.folders][-1]
 
-    def _check_budget(self, split: str, shards: Sequence[str], *, quiet: bool = False) -> IngestSummary:
+    def _check_budget(self, split: str, shards: Sequence[str], *, quiet: bool = False) -> Summary:
         """Prove conservation, then hold refusals against the budget. quiet: leave the warnings to a later call."""
-        output, summary = StageFolder(claims.dataset(self.config, split), "base"), IngestSummary()
+        output, summary = StageFolder(claims.dataset(self.config, split), "base"), Summary()
         markers = [output.marker(s) for s in shards]
         for marker in markers:
             summary.add(marker)
-        if not conservation(iter(markers)).holds():
+        if not conservation(markers).holds():
             raise ShardError(f"{output.store.path()}: samples in and out do not balance; redo the stage with --force")
         for line in [] if quiet else summary.warnings:
             LOG.warning("%s", line)
-        refused = sum(summary.refused.values())
-        counted = ", ".join(f"{count} x {reason}" for reason, count in sorted(summary.refused.items()))
+        refused, counted = summary.refusals, summary.counted()
         where = f"see {output.store.path('quarantine')}"
         if refused and not quiet:
             LOG.warning("ingest %s: %d of %d samples refused (%s); %s", split, refused, summary.came_in, counted, where)

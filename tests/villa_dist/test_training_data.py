@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from shards import manifest, sidecar
+from shards.collect import conservation
 from shards.commit import StageFolder
 from shards.errors import ShardError
 from villa_dist.config import load
@@ -17,7 +18,7 @@ from villa_dist.data.samples import Samples
 from villa_dist.data.transforms import shift, stack
 from villa_dist.encoders.text import tokenize_words, word_bucket
 from villa_dist.stages.base import StageRequest
-from villa_dist.stages.ingest import conservation, units
+from villa_dist.stages.ingest import units
 from villa_dist.stages.registry import make_stage
 
 IMAGES = 20

@@ -1,4 +1,4 @@
-"""What every shard stage shares: its request, its protocol, its refusals and its commit."""
+"""What every shard stage shares: its request, its protocol and its commit."""
 
 from __future__ import annotations
 
@@ -6,9 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from shards import sidecar
-from shards.commit import Attempt, Marker, Output, StageFolder
-from shards.digest import keys_digest
+from shards.collect import commit_rows
+from shards.commit import Attempt, Marker, StageFolder
 from villa_dist.config import Config
 from villa_dist.observe import Timers
 
@@ -51,31 +50,6 @@ class ShardStage(Protocol):
     def process(self, shard: str) -> Marker: ...
 
 
-@dataclass
-class Refused:
-    """Samples of one shard that were refused: rows of its quarantine file."""
-
-    key: list[str] = field(default_factory=list)
-    reason: list[str] = field(default_factory=list)
-    detail: list[str] = field(default_factory=list)
-    digest: list[str] = field(default_factory=list)
-
-    def add(self, key: str, reason: str, detail: str, digest: int = 0) -> None:
-        self.key.append(key.encode("utf-8", "backslashreplace").decode())
-        self.reason.append(reason)
-        self.detail.append(detail.encode("utf-8", "backslashreplace").decode()[:500])
-        self.digest.append(f"{digest:032x}")
-
-    def counts(self) -> dict[str, int]:
-        return {r: self.reason.count(r) for r in sorted(set(self.reason))}
-
-    def write(self, attempt: Attempt, shard: str) -> None:
-        """Nothing is written for a shard without refusals."""
-        if self.key:
-            table = sidecar.table(sidecar.QUARANTINE, vars(self))
-            attempt.write(f"quarantine/{shard}.parquet", sidecar.to_bytes(table))
-
-
 def commit_sidecar(
     request: StageRequest,
     attempt: Attempt,
@@ -87,22 +61,13 @@ def commit_sidecar(
     counts: Mapping[str, float] | None = None,
 ) -> Marker:
     """Commit a stage that refuses no sample: one row out for every row in."""
-    digest = keys_digest(keys)
-
-    def marker(outputs: tuple[Output, ...]) -> Marker:
-        return Marker(
-            shard=shard,
-            stage=request.folder,
-            fingerprint=request.fingerprint,
-            input_digest=input_digest,
-            samples=len(keys),
-            keys_digest=digest.hex,
-            outputs=outputs,
-            came_in=len(keys),
-            came_in_digest=digest.hex,
-            refused_digest=f"{0:032x}",
-            counts=dict(counts or {}),
-            seconds=timers.rounded(),
-        )
-
-    return attempt.commit(marker)
+    return commit_rows(
+        attempt,
+        shard,
+        stage=request.folder,
+        fingerprint=request.fingerprint,
+        keys=keys,
+        input_digest=input_digest,
+        seconds=timers.rounded(),
+        counts=counts,
+    )

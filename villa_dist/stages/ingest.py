@@ -4,14 +4,14 @@ stages meet only images that decode and texts that are text; what is refused goe
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
 
 from shards import sidecar
-from shards.commit import Attempt, Marker, Output, StageFolder
+from shards.collect import Collector
+from shards.commit import Marker, StageFolder
 from shards.decode import (
     IMAGE_SUFFIXES,
     TEXT_SUFFIXES,
@@ -20,16 +20,14 @@ from shards.decode import (
     image_member,
     sample_text,
 )
-from shards.digest import Conservation, SampleDigest, keys_digest, sample_hash
-from shards.errors import ShardError, VillaError
-from shards.index import ShardIndex
+from shards.errors import VillaError
 from shards.reader import scan_tar
 from shards.store import Store
-from shards.tar import Sample, Scan, TarWriter
+from shards.tar import Scan
 from villa_dist.config import Config
 from villa_dist.docmnist import digits, generate
 from villa_dist.observe import Timers
-from villa_dist.stages.base import Refused, StageRequest, commit_sidecar
+from villa_dist.stages.base import StageRequest, commit_sidecar
 
 KEPT = IMAGE_SUFFIXES + TEXT_SUFFIXES
 
@@ -61,64 +59,6 @@ def units(config: Config, split: str) -> list[Unit]:
     if not names:
         raise VillaError(f"data.{split}={url!r} holds no .tar shards; point it at a folder of WebDataset tars")
     return [Unit(f"{i:06d}", source=name, bytes=store.size(name)) for i, name in enumerate(names)]
-
-
-class Collector:
-    """Writes the accepted samples of one shard and keeps count of what came in, went out and was refused."""
-
-    def __init__(self, attempt: Attempt, shard: str) -> None:
-        self.shard, self.attempt = shard, attempt
-        self.file = attempt.open(f"{shard}.tar")
-        self.tar = TarWriter(self.file)  # type: ignore[arg-type]
-        self.samples: list[Sample] = []
-        self.refused = Refused()
-        self.flow = Conservation()
-        self.seen: set[str] = set()
-
-    def add(self, key: str, members: dict[str, bytes]) -> None:
-        value = sample_hash(key, members.items())
-        self.flow.came_in.add(value)
-        self.flow.out.add(value)
-        self.seen.add(key)
-        written = tuple(self.tar.add(f"{key}.{suffix}", data) for suffix, data in members.items())
-        self.samples.append(Sample(key, written, tuple(members)))
-
-    def refuse(self, key: str, members: dict[str, bytes], reason: str, detail: str) -> None:
-        value = sample_hash(key, members.items())
-        self.flow.came_in.add(value)
-        self.flow.refused.add(value)
-        self.refused.add(key, reason, detail, value)
-
-    def commit(
-        self, request: StageRequest, input_digest: str, timers: Timers, warnings: tuple[str, ...] = ()
-    ) -> Marker:
-        self.tar.close()
-        self.file.close()
-        self.attempt.write(f"{self.shard}.idx", ShardIndex.of(self.samples).to_bytes())
-        self.refused.write(self.attempt, self.shard)
-        if not self.flow.holds():
-            raise ShardError(f"shard {self.shard}: samples in and out do not balance; nothing was committed")
-        keys = [s.key for s in self.samples]
-
-        def marker(outputs: tuple[Output, ...]) -> Marker:
-            return Marker(
-                shard=self.shard,
-                stage=request.folder,
-                fingerprint=request.fingerprint,
-                input_digest=input_digest,
-                samples=len(keys),
-                keys_digest=keys_digest(keys).hex,
-                outputs=outputs,
-                came_in=self.flow.came_in.count,
-                refused=self.refused.counts(),
-                came_in_digest=self.flow.came_in.hex,
-                refused_digest=self.flow.refused.hex,
-                content_digest=self.flow.out.hex,
-                seconds=timers.rounded(),
-                warnings=warnings,
-            )
-
-        return self.attempt.commit(marker)
 
 
 class IngestStage:
@@ -160,7 +100,7 @@ class IngestStage:
             collector = Collector(attempt, unit.shard)
             for key, pixels, text in zip(keys, made.pixels, made.texts, strict=True):
                 collector.add(key, {"png": generate.png(pixels), "txt": text.encode()})
-            return collector.commit(self.request, self.request.fingerprint, timers)
+            return self._commit(collector, self.request.fingerprint, timers)
 
     def _check(self, unit: Unit) -> Marker:
         store = Store(getattr(self.config.data, self.request.split))
@@ -175,7 +115,18 @@ class IngestStage:
                         del members[suffix]
                     self._take(collector, sample.key, members)
             warnings = self._aftermath(collector, scan, store.path(unit.source), ignored)
-            return collector.commit(self.request, f"{unit.source}:{unit.bytes}", timers, warnings)
+            return self._commit(collector, f"{unit.source}:{unit.bytes}", timers, warnings)
+
+    def _commit(
+        self, collector: Collector, input_digest: str, timers: Timers, warnings: tuple[str, ...] = ()
+    ) -> Marker:
+        return collector.commit(
+            stage=self.request.folder,
+            fingerprint=self.request.fingerprint,
+            input_digest=input_digest,
+            seconds=timers.rounded(),
+            warnings=warnings,
+        )
 
     def _take(self, collector: Collector, key: str, members: dict[str, bytes]) -> None:
         try:
@@ -222,30 +173,3 @@ def truth_table(made: generate.DocShard, keys: list[str]) -> pa.Table:
         "score": sidecar.ragged(types["score"], np.ones(len(region_P), np.float16), pairs_N),
     }
     return sidecar.table(sidecar.PAIRS, columns)
-
-
-def conservation(markers: Iterator[Marker]) -> Conservation:
-    """The whole data set's balance, from its markers. `holds()` proves that nothing was lost, swapped or doubled."""
-    total = Conservation(SampleDigest(), SampleDigest(), SampleDigest())
-    for m in markers:
-        total.came_in = total.came_in + SampleDigest.parse(m.came_in, m.came_in_digest)
-        total.out = total.out + SampleDigest.parse(m.samples, m.content_digest)
-        total.refused = total.refused + SampleDigest.parse(sum(m.refused.values()), m.refused_digest)
-    return total
-
-
-@dataclass
-class IngestSummary:
-    """What an ingest took in and refused, over all shards of a split."""
-
-    came_in: int = 0
-    out: int = 0
-    refused: dict[str, int] = field(default_factory=dict)
-    warnings: list[str] = field(default_factory=list)
-
-    def add(self, marker: Marker) -> None:
-        self.came_in += marker.came_in
-        self.out += marker.samples
-        for reason, count in marker.refused.items():
-            self.refused[reason] = self.refused.get(reason, 0) + count
-        self.warnings += marker.warnings

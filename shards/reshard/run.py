@@ -1,0 +1,278 @@
+"""The driver of a reshard: claim, scan, find duplicates, cut, write, prove, clean up. Calling it again is resuming."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from typing import Any, Protocol
+
+import numpy as np
+import pyarrow as pa
+
+from shards import manifest, sidecar
+from shards.commit import Marker, StageFolder
+from shards.digest import SampleDigest, fingerprint, sha256
+from shards.errors import BudgetError, ShardError, StaleStageError, VillaError
+from shards.reshard import dedupe, predicate
+from shards.reshard.bucket import BucketJob, bucket_count, bucket_of, group_name, source_groups
+from shards.reshard.options import WORK, ReshardOptions
+from shards.reshard.plan import cuts, even_parts, rank
+from shards.reshard.scan import ScanJob, unit_name
+from shards.reshard.sources import BASE, Sources, resolve
+from shards.reshard.work import Workplace
+from shards.reshard.write import PLAN, WriteJob
+from shards.store import Store
+from shards.work import Job, RunUnits
+
+RESULT = "reshard.json"
+
+
+class Meter(Protocol):
+    def advance(self, count: int = 1) -> None: ...
+
+
+# (name of the pass, total, unit, done already) -> a progress display
+MakeMeter = Callable[[str, int, str, int], AbstractContextManager[Meter]]
+
+
+def reshard(
+    src: str,
+    options: ReshardOptions,
+    run: RunUnits,
+    meter: MakeMeter,
+    *,
+    force: bool = False,
+    max_refused_fraction: float = 0.1,
+) -> dict[str, Any]:
+    """Write the samples of `src` into new shards below `options.dst`; returns what went where, with the proof.
+
+    Raises: StaleStageError when DST was made from other sources or with other options (`force` redoes it), BudgetError when
+    too much of the sources is damaged, VillaError for what was given.
+    """
+    return Reshard(src, options, run, meter, force, max_refused_fraction).run()
+
+
+class Reshard:
+    def __init__(
+        self, src: str, options: ReshardOptions, run: RunUnits, meter: MakeMeter, force: bool, budget: float
+    ) -> None:
+        self.options, self.execute, self.meter, self.force, self.budget = options, run, meter, force, budget
+        self.sources = resolve(src)
+        self.dst, self.work = Store(options.dst), Store(f"{options.dst}/{WORK}")
+        folders = {self.sources.dataset} if self.sources.dataset else set(self.sources.url)
+        for url in sorted(folders):
+            if _within(self.dst.path(), Store(url).path()):
+                raise VillaError(f"{options.dst} lies in the sources, {url}; give a folder outside of them for DST")
+        if options.prefix_keys and self.sources.dataset:
+            raise VillaError(
+                f"--prefix-keys is for tars of others; the keys of the data set {src} name its sidecars' rows"
+            )
+        if options.where:
+            predicate.check_stages(options.where, [BASE, *self.sources.sidecars], src)
+        self.base = StageFolder(options.dst, BASE)
+        self.stages = self.sources.sidecars if options.sidecars else ()
+        self.outputs = [*(StageFolder(options.dst, s) for s in self.stages), self.base]
+        files = {name: _content(getattr(options, name)) for name in ("include", "exclude") if getattr(options, name)}
+        self.claim = options.claim(self.sources.fingerprint, files)
+        self.fingerprint = fingerprint(self.claim)
+
+    def run(self) -> dict[str, Any]:
+        started = time.monotonic()
+        self._claim()
+        if manifest.exists(self.base):
+            self._clean()
+            return json.loads(self.dst.read(RESULT))  # type: ignore[no-any-return]
+        scanned = self._scan()
+        dropped, lost = self._duplicates(scanned) if self.options.dedupe else (np.zeros(len(scanned), np.int64), [])
+        plan = self._plan(scanned, dropped)
+        names = [f"{n:0{max(6, len(str(len(plan))))}d}" for n in range(len(plan))]
+        weights = dict(zip(names, (plan["bytes"].to_numpy() // 1_000_000).tolist(), strict=True))
+        self._pass("write", self.base, WriteJob(self.options, self.fingerprint, len(names)), names, weights, "MB")
+        result = self._prove(scanned, lost, names, int(plan["bytes"].to_numpy().sum()))
+        for output in self.outputs[:-1]:
+            manifest.write(output, names)
+        self._keep_quarantine(scanned)
+        result["seconds"] = round(time.monotonic() - started, 1)
+        self.dst.put(RESULT, json.dumps(result, indent=1, sort_keys=True).encode())
+        manifest.write(self.base, names)  # last: from here on the data set is complete
+        self._clean()
+        return result
+
+    def _claim(self) -> None:
+        folders = [*self.outputs, *(StageFolder(self.work.url, n) for n in ("scan", "dedupe", "buckets"))]
+        stranger = self.base.claimed() is None and self.base.store.list("", ".tar")
+        if stranger and not self.force:
+            raise StaleStageError(f"{self.base.store.path()} holds shards of something else; give another DST")
+        try:
+            for folder in folders[: len(self.outputs)]:
+                folder.claim(self.claim)
+        except StaleStageError:
+            if not self.force and self.base.shards_done():
+                raise  # where nothing is committed yet, nothing can be mixed
+            for folder in self.outputs:
+                folder.clear()
+            self.work.remove("", recursive=True)
+        if manifest.exists(self.base):
+            return
+        for folder in folders:
+            folder.claim(self.claim)
+        self.work.put("sources.parquet", self.sources.to_bytes())
+
+    def _scan(self) -> list[Marker]:
+        folder = StageFolder(self.work.url, "scan")
+        units = [unit_name(at) for at in range(len(self.sources))]
+        self._pass("scan", folder, ScanJob(self.options, self.fingerprint), units, dict.fromkeys(units, 1), "shards")
+        markers = [folder.marker(u) for u in units]
+        came_in = sum(m.came_in for m in markers)
+        refused = sum(_quarantined(m) for m in markers)
+        if refused > max(self.budget * came_in, 5 if self.budget else 0):
+            raise BudgetError(
+                f"{refused} of {came_in} samples are damaged ({_counted(_reasons(markers))}), over the budget of "
+                f"--max-refused-fraction {self.budget}; see {folder.store.path('quarantine')}, mend the sources, or raise it"
+            )
+        if not sum(m.samples for m in markers):
+            why = _counted(_reasons(markers)) or "all sources are empty"
+            raise VillaError(f"no sample of {came_in} is left to write: {why}")
+        return markers
+
+    def _duplicates(self, scanned: Sequence[Marker]) -> tuple[np.ndarray, list[Marker]]:
+        folder = StageFolder(self.work.url, "dedupe")
+        parts = dedupe.parts(sum(m.samples for m in scanned))
+        units = [dedupe.part_name(p) for p in parts]
+        job = dedupe.DedupeJob(self.options, self.fingerprint)
+        self._pass("find duplicates", folder, job, units, dict.fromkeys(units, 1), "parts")
+        found = [dedupe.read_found(self.work, p) for p in parts]
+        rows = [int(m.counts["rows"]) for m in scanned]
+        return dedupe.write_bits(self.work, rows, found), [folder.marker(u) for u in units]
+
+    def _plan(self, scanned: Sequence[Marker], dropped: np.ndarray) -> pa.Table:
+        """The plan, which is a pure function of what is kept; saved for the workers."""
+        place = Workplace(self.options)
+        if self.options.shuffle is not None:
+            rows = self._buckets(place, scanned, int(dropped.sum()))
+        else:
+            counts = np.array([m.samples for m in scanned]) - dropped
+            sizes = np.array([int(m.counts["bytes"]) for m in scanned])
+            for at in np.flatnonzero(dropped):
+                sizes[at] = place.kept(int(at)).length.sum()
+            lengths = lambda at: place.kept(at).length  # noqa: E731
+            cut = cuts(counts, sizes, lengths, self.options.max_count, self.options.max_bytes)
+            rows = [(*c.first, *c.stop, c.samples, c.bytes) for c in cut]
+        table = sidecar.table(PLAN, {n: [r[i] for r in rows] for i, n in enumerate(PLAN.names)})
+        self.work.put("plan.parquet", sidecar.to_bytes(table))
+        return table
+
+    def _buckets(self, place: Workplace, scanned: Sequence[Marker], dropped: int) -> list[tuple[int, ...]]:
+        options, folder = self.options, StageFolder(self.work.url, "buckets")
+        total = sum(int(m.counts["bytes"]) for m in scanned)
+        buckets = bucket_count(total, sum(m.samples for m in scanned) - dropped, options)
+        groups = source_groups(place)
+        units = [group_name(g) for g in range(len(groups))]
+        sizes = [sum(int(scanned[at].counts["bytes"]) for at in range(*g)) // 1_000_000 for g in groups]
+        job = BucketJob(options, self.fingerprint, buckets)
+        self._pass("bucket", folder, job, units, dict(zip(units, sizes, strict=True)), "MB")
+        count, size = np.zeros(buckets, np.int64), np.zeros(buckets, np.int64)
+        assert options.shuffle is not None
+        for at in range(len(self.sources)):
+            kept = place.kept(at)
+            which = bucket_of(rank(options.shuffle, at, kept.row), buckets)
+            count += np.bincount(which, minlength=buckets)
+            size += np.bincount(which, weights=kept.length, minlength=buckets).astype(np.int64)
+        rows: list[tuple[int, ...]] = []
+        for b in range(buckets):
+            parts = even_parts(int(count[b]), int(size[b]), options.max_count, options.max_bytes)
+            edges = np.linspace(0, int(count[b]), parts + 1).astype(int).tolist()
+            rows += [
+                (b, low, b, high, high - low, int(size[b]) // parts)
+                for low, high in zip(edges, edges[1:], strict=False)
+            ]
+        return rows
+
+    def _pass(
+        self, name: str, folder: StageFolder, job: Job, units: Sequence[str], weight: dict[str, int], unit: str
+    ) -> None:
+        """Do the units that are not committed."""
+        for each in self.outputs if folder is self.base else [folder]:
+            each.settle_all()
+        done = set(folder.shards_done())
+        missing = [u for u in units if u not in done]
+        finished = sum(weight[u] for u in units if u in done)
+        with self.meter(name, sum(weight.values()), unit, finished) as shown:
+            self.execute(job, missing, lambda u: shown.advance(weight[u]))
+        for each in self.outputs if folder is self.base else [folder]:
+            each.settle_all()
+
+    def _prove(
+        self, scanned: Sequence[Marker], lost: Sequence[Marker], names: Sequence[str], size: int
+    ) -> dict[str, Any]:
+        """in = out + filtered + duplicates + quarantined, in counts and in digests. Raises: ShardError when it is not."""
+        written = [self.base.marker(n) for n in names]
+        rows = sum((SampleDigest.parse(int(m.counts["rows"]), m.came_in_digest) for m in scanned), SampleDigest())
+        filtered = sum(
+            (SampleDigest.parse(m.refused.get("filtered", 0), m.refused_digest) for m in scanned), SampleDigest()
+        )
+        again = sum((SampleDigest.parse(m.samples, m.content_digest) for m in lost), SampleDigest())
+        out = sum((SampleDigest.parse(m.samples, m.content_digest) for m in written), SampleDigest())
+        quarantined = sum(_quarantined(m) for m in scanned)
+        if rows != out + filtered + again or sum(m.came_in for m in scanned) != rows.count + quarantined:
+            raise ShardError(
+                f"{self.options.dst}: {rows.count} samples came in, and {out.count} written, {filtered.count} filtered and "
+                f"{again.count} duplicates are not the same samples; the sources changed meanwhile, or a disk lies: "
+                "repeat with --force"
+            )
+        reasons = _reasons(scanned)
+        reasons.pop("filtered", None)
+        return {
+            "dataset": self.options.dst,
+            "shards": len(names),
+            "bytes": size,
+            "sidecars": list(self.stages),
+            "samples_in": rows.count + quarantined,
+            "samples": out.count,
+            "filtered": filtered.count,
+            "duplicates": again.count,
+            "quarantined": reasons,
+            "conserved": True,
+            "proved_by": "content" if self.options.hashed else "keys",
+            "digest": out.hex,
+        }
+
+    def _keep_quarantine(self, scanned: Sequence[Marker]) -> None:
+        folder = StageFolder(self.work.url, "scan")
+        for marker in scanned:
+            for output in marker.outputs:
+                if output.file.startswith("quarantine/"):
+                    self.base.store.put(output.file, folder.store.read(folder.locate(output)))
+
+    def _clean(self) -> None:
+        self.work.remove("", recursive=True)
+
+
+def _within(a: str, b: str) -> bool:
+    return f"{a.rstrip('/')}/".startswith(f"{b.rstrip('/')}/")
+
+
+def _content(path: str) -> str:
+    folder, _, name = path.rpartition("/")
+    return sha256(Store(folder or ".").read(name))
+
+
+def _quarantined(marker: Marker) -> int:
+    return sum(count for reason, count in marker.refused.items() if reason != "filtered")
+
+
+def _reasons(markers: Sequence[Marker]) -> dict[str, int]:
+    reasons: dict[str, int] = {}
+    for marker in markers:
+        for reason, count in marker.refused.items():
+            reasons[reason] = reasons.get(reason, 0) + count
+    return reasons
+
+
+def _counted(reasons: dict[str, int]) -> str:
+    return ", ".join(f"{count} x {reason}" for reason, count in sorted(reasons.items()))
+
+
+__all__ = ["ReshardOptions", "Sources", "reshard"]
