@@ -18,6 +18,7 @@ from transformers import AutoTokenizer
 from villa_dist import models
 from villa_dist.config import ModelConfig
 from villa_dist.encoders.preprocess import normalise
+from villa_dist.encoders.text import padded, token_batch
 from villa_dist.vlm.model import RegionVLM
 
 TEXTS = ["a cat", "two", "red dog, a cat", "A CAT a cat a cat a cat a cat a cat a cat a cat", ""]
@@ -96,6 +97,13 @@ def test_texts_equal_the_library(tiny: Tiny) -> None:
     assert vlm.log_scale.item() == pytest.approx(float(tiny.model.logit_scale), abs=1e-6)
 
 
+@pytest.mark.parametrize("left", [False, True])
+def test_texts_are_padded_on_their_side(left: bool) -> None:
+    ids = [[5, 6, 7], [8], [9, 4]]
+    found = padded(token_batch(ids), 4, 1, left=left).tolist()
+    assert found == [[1] * (4 - len(i)) + i if left else i + [1] * (4 - len(i)) for i in ids]
+
+
 @torch.no_grad()
 def test_position_embeddings_of_other_sizes_equal_the_library(tiny: Tiny) -> None:
     tower = built(tiny).image
@@ -112,8 +120,16 @@ def test_position_embeddings_of_other_sizes_equal_the_library(tiny: Tiny) -> Non
     assert (found - expected).abs().max() < 1e-5
 
 
-BOXES = torch.tensor([[3.0, 5.0, 40.0, 30.0], [0.0, 0.0, 20.0, 47.0], [10.0, 2.0, 14.0, 9.0], [1.0, 1.0, 60.0, 40.0]])
-IMAGE_OF = torch.tensor([2, 0, 1, 2])  # in no order, and an image with two
+BOXES = torch.tensor(
+    [
+        [3.0, 5.0, 40.0, 30.0],
+        [0.0, 0.0, 20.0, 47.0],
+        [10.0, 2.0, 14.0, 9.0],
+        [1.0, 1.0, 60.0, 40.0],
+        [44.0, 43.0, 48.0, 48.0],  # in the corner of a small image, beyond the centre of its last cell
+    ]
+)
+IMAGE_OF = torch.tensor([2, 0, 1, 2, 0])  # in no order, and images with two
 
 
 @pytest.mark.parametrize("regions", ["dense", "crops"])
