@@ -20,6 +20,7 @@ from shards.store import Store
 from villa_dist import models
 from villa_dist.attributes import vocabulary
 from villa_dist.config import Config
+from villa_dist.encoders import published
 from villa_dist.stages import vocabulary as vocabulary_stage
 from villa_dist.stages.ingest import Unit, units
 from villa_dist.train.jobs import TrainRequest, model_folder
@@ -120,6 +121,8 @@ def training(config: Config, job: str) -> Claim:
     what: dict[str, Any] = {"format": FORMAT, "seed": config.seed, "steps": optim, "model": _section(config, "model")}
     what["base"] = stage_manifest(config, "train").digest
     what["data"] = {"max_pixels": config.data.max_pixels}
+    if config.model.published and job != "mapping":  # which starts from the one-to-one VLM
+        what["checkpoint"] = published.digest(config.model)
     if job != "one_to_one":
         what["vocabulary"] = vocabulary.read(Store(config.run)).fingerprint
     if job == "mapping":

@@ -24,6 +24,9 @@ Count = Annotated[int, Field(ge=0)]
 PositiveFloat = Annotated[float, Field(gt=0.0)]
 
 
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+
+
 class ConfigError(VillaError):
     """A key, a type or a value in a config file or `--set` that is not what is expected."""
 
@@ -81,27 +84,85 @@ class VocabularyConfig(Section):
 
 
 class ImageTowerConfig(Section):
-    name: Literal["conv"] = "conv"
-    width: Annotated[int, Field(ge=8, multiple_of=2)] = 32
-    roi_bins: Annotated[int, Field(ge=3, le=14)] = 7
+    """conv: trained from scratch. clip_rn50 and hf: built from `model.weights` (docs/models.md)."""
+
+    kind: Literal["conv", "clip_rn50", "hf"] = "conv"
+    width: Annotated[int, Field(ge=8, multiple_of=2)] = 32  # of conv
+    roi_bins: Annotated[int, Field(ge=3, le=14)] = 7  # of conv and hf; clip_rn50 has its own
+    regions: Literal["dense", "crops"] = "dense"  # RoIAlign on one map an image, or each region encoded by itself
+    values: bool = True  # dense regions of a CLIP ViT by the last layer's values (MaskCLIP), else its tokens
+    size: Positive | None = None  # side of the square whose pixels a dense input has; None: the checkpoint's
+    shape: Literal["aspect", "square"] = "aspect"  # of a dense input
+    context: Annotated[float, Field(ge=1.0)] = 1.0  # a crop is its box times this
 
 
 class TextTowerConfig(Section):
-    name: Literal["words"] = "words"
-    buckets: Positive = 8192
+    kind: Literal["words", "clip", "hf"] = "words"  # left out: what belongs to model.image.kind
+    buckets: Positive = 8192  # of words
+    vocabulary: str | None = None  # of clip: the file bpe_simple_vocab_16e6.txt.gz
+    frozen: bool = False  # leave it as published while the image tower learns
+
+
+TEXT_OF_IMAGE = {"conv": "words", "clip_rn50": "clip", "hf": "hf"}
 
 
 class ModelConfig(Section):
     image: ImageTowerConfig = ImageTowerConfig()
     text: TextTowerConfig = TextTowerConfig()
-    dim: Positive = 128
-    temperature: PositiveFloat = 0.07
+    dim: Positive | None = None  # None: 128, or that of the checkpoint
+    temperature: PositiveFloat | None = None  # None: 0.07, or that of the checkpoint
+    weights: str | None = None  # a checkpoint's file or folder, or a hub id such as org/name
+    revision: str | None = None  # of a hub id: a branch, tag or commit
+    attention: Literal["sdpa", "eager", "flash_attention_2", "xformers"] = "sdpa"  # of hf
+    dtype: Literal["auto", "fp32", "bf16", "fp16"] = "auto"  # of embedding stages; auto: fp32 on a CPU, else half
+
+    @model_validator(mode="before")
+    @classmethod
+    def _text_follows_image(cls, values: Any) -> Any:
+        if not isinstance(values, dict):
+            return values
+        image, text = values.get("image"), values.get("text", {})
+        kind = image.get("kind") if isinstance(image, dict) else getattr(image, "kind", None)
+        if kind in TEXT_OF_IMAGE and isinstance(text, dict) and "kind" not in text:
+            return {**values, "text": {**text, "kind": TEXT_OF_IMAGE[kind]}}
+        return values
+
+    @model_validator(mode="after")
+    def _parts_belong_together(self) -> ModelConfig:
+        image, text = self.image.kind, self.text.kind
+        if TEXT_OF_IMAGE[image] != text:
+            raise ValueError(
+                f"image.kind={image} goes with text.kind={TEXT_OF_IMAGE[image]}, not {text}; leave text.kind out"
+            )
+        if image == "conv" and self.weights:
+            raise ValueError(
+                "weights are of a published checkpoint, and image.kind=conv starts from none; set image.kind to hf (a "
+                "folder or hub id) or clip_rn50 (a file), or leave weights out"
+            )
+        if image != "conv" and not self.weights:
+            raise ValueError(
+                f"image.kind={image} needs weights: the path of a checkpoint{' or a hub id' * (image == 'hf')}"
+            )
+        if image == "clip_rn50" and not self.text.vocabulary:
+            raise ValueError(
+                "image.kind=clip_rn50 needs text.vocabulary: the path of CLIP's bpe_simple_vocab_16e6.txt.gz"
+            )
+        if image == "clip_rn50" and self.image.regions == "dense" and self.image.size and self.image.size % 32:
+            raise ValueError(f"image.size={self.image.size} is not a multiple of 32, the stride of clip_rn50")
+        return self
+
+    @property
+    def published(self) -> bool:
+        """Whether it starts from a checkpoint."""
+        return self.weights is not None
 
 
 class RegionsConfig(Section):
     proposals: Literal["annotations", "grid"] = "annotations"
     grid: Annotated[list[Positive], Field(min_length=2, max_length=2)] = [3, 3]  # rows, columns
-    batch_images: Positive = 128
+    batch_images: Positive = 128  # at most so many images are embedded at once
+    batch_pixels: Positive = 16_777_216  # and so many pixels of them, as padded
+    batch_boxes: Positive = 4096  # and so many regions; one image that is over stands alone
     threads: Positive = 1  # fixed, so that results do not depend on the machine's load
 
 
@@ -144,6 +205,12 @@ class OptimConfig(Section):
             return self.steps
         assert self.epochs is not None
         return max(1, math.ceil(self.epochs * samples / self.batch_images))
+
+
+class PretrainConfig(OptimConfig):
+    """The one-to-one VLM's training job. No steps at all: it is the checkpoint of `model.weights` as published."""
+
+    steps: Count | None = 400
 
 
 class FitConfig(OptimConfig):
@@ -202,7 +269,7 @@ class Config(Section):
     docmnist: DocMNISTConfig = DocMNISTConfig()
     vocabulary: VocabularyConfig = VocabularyConfig()
     model: ModelConfig = ModelConfig()
-    pretrain: OptimConfig = OptimConfig()
+    pretrain: PretrainConfig = PretrainConfig()
     regions: RegionsConfig = RegionsConfig()
     mapping: MappingConfig = MappingConfig()
     pairs: PairsConfig = PairsConfig()
@@ -213,10 +280,21 @@ class Config(Section):
     def _splits_are_given(self) -> Config:
         if self.data.source == "shards" and not self.data.train:
             raise ValueError("data.source: shards needs data.train, a folder of .tar shards")
+        if self.pretrain.steps == 0 and not self.model.published:
+            raise ValueError(
+                "pretrain.steps=0 takes the one-to-one VLM from a checkpoint; name it in model.weights, or train for "
+                "some steps"
+            )
         for name, job in (("pretrain", self.pretrain), ("train", self.train), ("mapping.fit", self.mapping.fit)):
             if job.batch_images % job.workers:
                 raise ValueError(
                     f"{name}.batch_images={job.batch_images} is not divisible by {name}.workers={job.workers}"
+                )
+            by_size = self.model.image.kind == "clip_rn50" and self.model.image.shape == "aspect"
+            if job.zero_stage == 3 and job.workers > 1 and by_size:
+                raise ValueError(
+                    f"{name}.zero_stage=3 needs model.image.shape=square with clip_rn50: images of several shapes are "
+                    "encoded one shape at a time, and ranks with different shapes would wait for each other for ever"
                 )
         return self
 
@@ -253,7 +331,16 @@ def absolute(config: Config) -> Config:
 
     data = config.data.model_copy(update={s: fix(getattr(config.data, s)) for s in ("train", "validation", "test")})
     digits = config.digits.model_copy(update={"mnist_dir": fix(config.digits.mnist_dir)})
-    return config.model_copy(update={"run": fix(config.run), "data": data, "digits": digits})
+    text = config.model.text.model_copy(update={"vocabulary": fix(config.model.text.vocabulary)})
+    model = config.model.model_copy(update={"text": text, "weights": local_weights(config.model.weights)})
+    return config.model_copy(update={"run": fix(config.run), "data": data, "digits": digits, "model": model})
+
+
+def local_weights(weights: str | None) -> str | None:
+    """A path made absolute; a hub id (org/name that is no path here) as it is."""
+    if not weights or (HUB_ID.fullmatch(weights) and not os.path.exists(weights)):
+        return weights
+    return os.path.abspath(os.path.expanduser(weights))
 
 
 def load_study(path: str, overrides: list[str] | None = None) -> StudyConfig:

@@ -1,21 +1,27 @@
-"""Trained models as folders: model.json (how to build it), model.safetensors (weights), done.json (the commit)."""
+"""Trained models as folders: model.json (how to build it), model.safetensors (weights), tokenizer.json (of published text
+towers), done.json (the commit)."""
 
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+from pydantic import ValidationError
 from safetensors.torch import load as from_safetensors
+from safetensors.torch import save as to_safetensors
 from torch import Tensor
 
 from shards.digest import sha256
 from shards.errors import ShardError
 from shards.store import Store
 from villa_dist.config import ImageTowerConfig, MappingConfig, ModelConfig
+from villa_dist.encoders.published import Published
 from villa_dist.mapping.model import MappingModel
-from villa_dist.names import DONE, WEIGHTS
+from villa_dist.names import DONE, TOKENIZER, WEIGHTS
 from villa_dist.vlm.model import RegionVLM
 
 
@@ -65,37 +71,106 @@ def is_sound(folder: str) -> bool:
     return True
 
 
-def vlm_description(config: ModelConfig) -> dict[str, Any]:
-    return {"kind": "region_vlm", "model": config.model_dump(mode="json")}
+def vlm_description(vlm: RegionVLM) -> dict[str, Any]:
+    return {"kind": "region_vlm", "model": vlm.config.model_dump(mode="json"), **_built_from(vlm.published)}
 
 
-def load_vlm(folder: str) -> RegionVLM:
-    """A finished VLM in eval mode."""
+def vlm_files(vlm: RegionVLM) -> dict[str, bytes]:
+    """What a VLM's folder holds beside its weights."""
+    tokenizer = vlm.published.tokenizer if vlm.published else None
+    return {TOKENIZER: tokenizer.content.encode()} if tokenizer else {}
+
+
+def _built_from(published: Published | None) -> dict[str, Any]:
+    return {"published": published.as_json()} if published else {}
+
+
+def _published(description: dict[str, Any], tokenizer: bytes | None) -> Published | None:
+    return Published.from_json(description["published"], tokenizer) if "published" in description else None
+
+
+def load_vlm(folder: str, device: torch.device | str = "cpu") -> RegionVLM:
+    """A finished VLM in eval mode. It needs no checkpoint and no network: all of it is in the folder.
+
+    Raises: ShardError when the folder is not finished or damaged.
+    """
     saved = load(folder)
-    model = RegionVLM(ModelConfig.model_validate(saved.description["model"]))
-    model.load_state_dict(saved.weights)
-    return model.eval().requires_grad_(False)
+    with _of_this_version(folder):
+        config = ModelConfig.model_validate(saved.description["model"])
+        model = RegionVLM(config, _published(saved.description, _tokenizer(folder, saved.description)))
+        model.load_state_dict(saved.weights)
+    return model.to(device).eval().requires_grad_(False)
 
 
-def mapping_description(config: MappingConfig, tower: ImageTowerConfig, features: int) -> dict[str, Any]:
+def _tokenizer(folder: str, description: dict[str, Any]) -> bytes | None:
+    if not (description.get("published") or {}).get("tokenizer"):
+        return None
+    store, recorded = Store(folder), (done(folder) or {}).get("files", {}).get(TOKENIZER)
+    content = store.read(TOKENIZER) if store.exists(TOKENIZER) else b""
+    if sha256(content) != recorded:
+        raise ShardError(
+            f"{folder}/{TOKENIZER} was changed, cut or lost after training; repeat that stage with --force"
+        )
+    return content
+
+
+@contextmanager
+def _of_this_version(folder: str) -> Iterator[None]:
+    try:
+        yield
+    except (ValidationError, KeyError, TypeError) as error:
+        said = " ".join(str(error).split())[:300]
+        raise ShardError(
+            f"{folder}/model.json does not describe a model of this version ({said}); train it again with --force"
+        ) from error
+
+
+def mapping_description(
+    config: MappingConfig, model: ModelConfig, features: int, published: Published | None
+) -> dict[str, Any]:
     return {
         "kind": "mapping",
         "mapping": config.model_dump(mode="json"),
-        "tower": tower.model_dump(mode="json"),
+        "tower": model.image.model_dump(mode="json"),
+        "attention": model.attention,
         "features": features,
+        **_built_from(replace(published, tokenizer=None) if published else None),
     }
 
 
-def load_mapping(folder: str) -> MappingModel:
+def load_mapping(folder: str, device: torch.device | str = "cpu") -> MappingModel:
     """A finished mapping model in eval mode."""
     saved = load(folder)
-    attribute = saved.weights["attribute"]
-    model = MappingModel(
-        MappingConfig.model_validate(saved.description["mapping"]),
-        ImageTowerConfig.model_validate(saved.description["tower"]),
-        attribute,
-        torch.full((attribute.shape[0],), 0.5),
-        int(saved.description["features"]),
-    )
-    model.load_state_dict(saved.weights)
-    return model.eval().requires_grad_(False)
+    with _of_this_version(folder):
+        attribute = saved.weights["attribute"]
+        model = MappingModel(
+            MappingConfig.model_validate(saved.description["mapping"]),
+            ImageTowerConfig.model_validate(saved.description["tower"]),
+            attribute,
+            torch.full((attribute.shape[0],), 0.5),
+            int(saved.description["features"]),
+            _published(saved.description, None),
+            saved.description["attention"],
+        )
+        model.load_state_dict(saved.weights)
+    return model.to(device).eval().requires_grad_(False)
+
+
+def write(folder: str, model: RegionVLM, fingerprint: str) -> None:
+    """A VLM as a finished model, without training it."""
+    weights = {name: tensor.detach().contiguous().cpu() for name, tensor in model.state_dict().items()}
+    commit(folder, weights, vlm_description(model), vlm_files(model), fingerprint)
+
+
+def commit(
+    folder: str, weights: dict[str, Tensor], description: dict[str, Any], files: Mapping[str, bytes], fingerprint: str
+) -> None:
+    """Write a finished model; the marker comes last."""
+    store, data = Store(folder), to_safetensors(weights)
+    store.put("model.json", json.dumps(description, indent=1, sort_keys=True).encode())
+    for name, content in files.items():
+        store.put(name, content)
+    store.put(WEIGHTS, data)
+    marker = {"fingerprint": fingerprint, "sha256": sha256(data), "bytes": len(data)}
+    marker["files"] = {name: sha256(content) for name, content in files.items()}
+    store.put(DONE, json.dumps(marker, indent=1, sort_keys=True).encode())

@@ -10,6 +10,7 @@ JOBS = tuple(TITLES)
 VLMS = tuple(job for job in JOBS if job != "mapping")  # the jobs that are evaluated, baseline first
 
 WEIGHTS = "model.safetensors"
+TOKENIZER = "tokenizer.json"
 DONE = "done.json"
 METRICS = "metrics.jsonl"
 MESSAGES = "train.log"

@@ -39,6 +39,7 @@ class PairBatch:
     attribute: Tensor  # P
     feature: Tensor | None  # R D, frozen region features
     images: int
+    sizes: Tensor | None = None  # N 2: height and width of each image in the padded pixels; None: all fill them
 
     def to(self, device: torch.device) -> PairBatch:
         if device.type == "cpu":
@@ -66,6 +67,7 @@ def collate(rows: list[Row], mentions: bool) -> PairBatch:
         torch.from_numpy(np.concatenate([r.attribute for r in rows]).astype(np.int64)),
         torch.from_numpy(np.concatenate(features).astype(np.float32)) if features else None,
         len(rows),
+        torch.tensor([i.shape[:2] for i in images]) if images else None,
     )
 
 

@@ -1,1 +1,1 @@
-"""Image and text towers. A tower is chosen by `model.image.name` / `model.text.name` from a dict beside its protocol."""
+"""Image and text towers. A tower is chosen by `model.image.kind` / `model.text.kind` from a dict beside its protocol."""

@@ -1,37 +1,59 @@
-"""Image towers: a stem to a feature map, and a region head that embeds whatever RoIAlign cuts from it.
+"""Image towers: their protocol, the backends, and the small one that is trained from scratch.
 
-The whole image goes through the same head convolutionally and its places are averaged, so that whole images and regions
-are embedded at one scale (sending the whole image through the head as one box puts digits at chance).
+ConvTower has a stem to a feature map and a region head that embeds whatever RoIAlign cuts from it. The whole image goes
+through the same head convolutionally and its places are averaged, so that whole images and regions are embedded at one
+scale (sending the whole image through the head as one box puts digits at chance).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, UInt8
 from torch import Tensor, nn
 
 from villa_dist.config import ImageTowerConfig
 from villa_dist.encoders.norm import GlobalBatchNorm
+from villa_dist.encoders.published import Published
 from villa_dist.roi_align import roi_align
 
 FLAT = 1e-3  # total weight below which an image counts as flat and its embedding fades to zero
 
 
 class ImageTower(Protocol):
-    """What an image tower offers. `feature_dim` is the width before projection."""
+    """What an image tower offers: features of whole images and of regions, from pixels as they are decoded.
+
+    `feature_dim` is the width of features, which `projection()` (a new module, with the checkpoint's shape for published
+    towers) takes to embeddings of width `dim`; dim is None where the config decides. Resizing, normalising and carrying
+    boxes into the input are the tower's own business.
+    """
 
     feature_dim: int
+    dim: int | None
 
-    def feature_map(self, pixels: Float[Tensor, "N 3 H W"]) -> Float[Tensor, "N C h w"]: ...
+    def projection(self) -> nn.Module: ...
 
-    def whole(self, maps: Float[Tensor, "N C h w"]) -> Float[Tensor, "N F"]: ...
+    def encode_whole(
+        self, pixels: UInt8[Tensor, "N 3 H W"], sizes: Int[Tensor, "N 2"] | None = None
+    ) -> Float[Tensor, "N F"]:
+        """sizes: each image's height and width in the padded batch; None: all fill it."""
+        ...
 
-    def regions(
-        self, maps: Float[Tensor, "N C h w"], boxes: Float[Tensor, "R 4"], image_of: Int[Tensor, " R"]
-    ) -> Float[Tensor, "R F"]: ...
+    def encode_regions(
+        self,
+        pixels: UInt8[Tensor, "N 3 H W"],
+        boxes: Float[Tensor, "R 4"],
+        image_of: Int[Tensor, " R"],
+        sizes: Int[Tensor, "N 2"] | None = None,
+    ) -> Float[Tensor, "R F"]:
+        """boxes: xyxy in pixels of the images as decoded."""
+        ...
+
+
+def to_unit_range(pixels: UInt8[Tensor, "N 3 H W"]) -> Float[Tensor, "N 3 H W"]:
+    return pixels.to(torch.float32) / 255.0
 
 
 def conv_block(channels_in: int, channels_out: int, stride: int) -> nn.Sequential:
@@ -54,6 +76,7 @@ class ConvTower(nn.Module):
     """A small convolutional tower trained from scratch: stride 4 to the map, stride 8 in the head."""
 
     stride = 4
+    dim = None
 
     def __init__(self, config: ImageTowerConfig) -> None:
         super().__init__()
@@ -85,5 +108,41 @@ class ConvTower(nn.Module):
         pooled: Tensor = self.head(cut).mean((2, 3))
         return pooled
 
+    def projection(self) -> nn.Module:
+        raise NotImplementedError("the config's `dim` decides: nn.Linear(feature_dim, dim)")
 
-IMAGE_TOWERS: dict[str, Callable[[ImageTowerConfig], ConvTower]] = {"conv": ConvTower}
+    def encode_whole(
+        self, pixels: UInt8[Tensor, "N 3 H W"], sizes: Int[Tensor, "N 2"] | None = None
+    ) -> Float[Tensor, "N F"]:
+        return self.whole(self.feature_map(to_unit_range(pixels)))
+
+    def encode_regions(
+        self,
+        pixels: UInt8[Tensor, "N 3 H W"],
+        boxes: Float[Tensor, "R 4"],
+        image_of: Int[Tensor, " R"],
+        sizes: Int[Tensor, "N 2"] | None = None,
+    ) -> Float[Tensor, "R F"]:
+        return self.regions(self.feature_map(to_unit_range(pixels)), boxes, image_of)
+
+
+def _clip_rn50(config: ImageTowerConfig, published: Published | None, attention: str) -> nn.Module:
+    from villa_dist.encoders.clip_rn50 import ClipResNetTower, ResNetSizes
+
+    assert published is not None
+    return ClipResNetTower(config, ResNetSizes.from_json(published.architecture["image"]), published.preprocess)
+
+
+def _hf(config: ImageTowerConfig, published: Published | None, attention: str) -> nn.Module:
+    from villa_dist.encoders.hf_image import HFImageTower  # transformers takes seconds to import
+
+    assert published is not None
+    return HFImageTower(config, published, attention)
+
+
+# all are nn.Modules that keep to ImageTower; those of a checkpoint are built with random weights
+IMAGE_TOWERS: dict[str, Callable[[ImageTowerConfig, Published | None, str], Any]] = {
+    "conv": lambda config, published, attention: ConvTower(config),
+    "clip_rn50": _clip_rn50,
+    "hf": _hf,
+}

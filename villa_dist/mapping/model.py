@@ -8,6 +8,7 @@ attribute embeddings h_a are frozen: the unit mean of the prompts' embeddings by
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 
 from villa_dist.config import ImageTowerConfig, MappingConfig
 from villa_dist.encoders.image import IMAGE_TOWERS
-from villa_dist.vlm.model import to_unit_range
+from villa_dist.encoders.published import Published
 
 
 class PerAttributeHeads(nn.Module):
@@ -76,7 +77,8 @@ class MappingModel(nn.Module):
     """Cosine scores of regions against attributes, and logits calibrated by each attribute's rate.
 
     attribute: V x D frozen embeddings. rate: V, the expected share of regions that have each attribute (see
-    `mapping.rates`). With `encoder: end_to_end` the model owns an image tower.
+    `mapping.rates`). With `encoder: end_to_end` the model owns an image tower, built from `published` where it is of a
+    checkpoint.
     """
 
     attribute: Tensor
@@ -89,10 +91,13 @@ class MappingModel(nn.Module):
         attribute: Float[Tensor, "V D"],
         rate: Float[Tensor, " V"],
         features: int,
+        published: Published | None = None,
+        attention: str = "sdpa",
     ) -> None:
         super().__init__()
         self.config = config
-        self.tower = IMAGE_TOWERS[tower.name](tower) if config.encoder == "end_to_end" else None
+        own = config.encoder == "end_to_end"
+        self.tower: Any = IMAGE_TOWERS[tower.kind](tower, published, attention) if own else None
         if self.tower is not None:
             features = self.tower.feature_dim
         self.head = HEADS[config.head](features, attribute.shape[1], config.hidden, attribute.shape[0])
@@ -101,11 +106,16 @@ class MappingModel(nn.Module):
         self.register_buffer("prior", torch.logit(rate.clamp(0.01, 0.9)))
 
     def features(
-        self, pixels: UInt8[Tensor, "N 3 H W"], boxes: Float[Tensor, "R 4"], image_of: Int[Tensor, " R"]
+        self,
+        pixels: UInt8[Tensor, "N 3 H W"],
+        boxes: Float[Tensor, "R 4"],
+        image_of: Int[Tensor, " R"],
+        sizes: Int[Tensor, "N 2"] | None = None,
     ) -> Float[Tensor, "R E"]:
         """Region features by the model's own tower (`encoder: end_to_end`)."""
         assert self.tower is not None, "a frozen mapping takes features from an embeddings sidecar"
-        return self.tower.regions(self.tower.feature_map(to_unit_range(pixels)), boxes, image_of)
+        feature_RE: Tensor = self.tower.encode_regions(pixels, boxes, image_of, sizes)
+        return feature_RE
 
     def cosine(self, feature: Float[Tensor, "R E"], ids: Int[Tensor, " A"]) -> Float[Tensor, "R A"]:
         score: Tensor = self.head(feature, self.attribute, ids)

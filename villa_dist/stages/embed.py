@@ -10,6 +10,7 @@ from shards import sidecar
 from shards.commit import Marker, StageFolder
 from shards.reader import BaseShard, read_sidecar
 from villa_dist import models
+from villa_dist.encoders.precision import best_device
 from villa_dist.observe import Timers
 from villa_dist.stages.base import StageRequest, commit_sidecar
 from villa_dist.stages.images import embed_regions
@@ -23,7 +24,7 @@ class EmbedStage:
         torch.set_num_threads(self.config.regions.threads)
         self.base = StageFolder(request.dataset, "base")
         self.truth = StageFolder(request.dataset, "truth")
-        self.model = models.load_vlm(request.params["model"])
+        self.model = models.load_vlm(request.params["model"], best_device())
 
     def process(self, shard: str) -> Marker:
         timers = Timers()
@@ -31,9 +32,11 @@ class EmbedStage:
         table = read_sidecar(self.truth, shard, sidecar.PAIRS)
         sidecar.check_aligned(table, base.keys, self.truth.store.path(shard))
         boxes, box_at = sidecar.list_column(table, "boxes")
-        width = self.model.config.dim
+        width = self.model.dim
         with timers.time("embed"):
-            values = embed_regions(self.model.embed_regions, base, boxes, box_at, self.config, width).numpy()
+            values = embed_regions(
+                self.model.embed_regions, self.model, base, boxes, box_at, self.config, width
+            ).numpy()
         image_of = np.repeat(np.arange(len(base)), np.diff(box_at)).astype(np.int32)
         kind = pa.list_(pa.float32(), width)
         flat = pa.array(values.reshape(-1), type=pa.float32())

@@ -10,6 +10,7 @@ from shards import sidecar
 from shards.commit import Marker, StageFolder
 from shards.reader import BaseShard, embeddings_of, read_sidecar
 from villa_dist import models
+from villa_dist.encoders.precision import best_device
 from villa_dist.mapping.assign import assign
 from villa_dist.observe import Timers
 from villa_dist.stages.base import StageRequest, commit_sidecar
@@ -27,7 +28,7 @@ class PairsStage:
         torch.set_num_threads(self.config.regions.threads)
         self.base = StageFolder(request.dataset, "base")
         self.regions = StageFolder(request.dataset, "regions")
-        self.model = models.load_mapping(request.params["model"])
+        self.model = models.load_mapping(request.params["model"], best_device())
 
     def process(self, shard: str) -> Marker:
         timers = Timers()
@@ -39,11 +40,12 @@ class PairsStage:
         with timers.time("embed"):
             feature = self._features(shard, base, boxes, box_at)
         images: list[RegionAttributePairs] = []
+        device = self.model.attribute.device
         with torch.inference_mode(), timers.time("map"):
             for i in range(len(base)):
                 span = slice(int(box_at[i]), int(box_at[i + 1]))
                 ids = mentioned[mentioned_at[i] : mentioned_at[i + 1]].astype(np.int64)
-                score_RA = self.model.scores(feature[span], torch.from_numpy(ids)).numpy()
+                score_RA = self.model.scores(feature[span].to(device), torch.from_numpy(ids).to(device)).cpu().numpy()
                 images.append(kept_pairs(boxes[span], ids, score_RA, assign(score_RA, self.config.pairs)))
         with self.request.output().attempt(shard) as attempt:
             attempt.write(f"{shard}.parquet", sidecar.to_bytes(pairs_table(base.keys, images)))
@@ -63,7 +65,8 @@ class PairsStage:
             table = read_sidecar(StageFolder(self.request.dataset, "embeddings"), shard, None)
             return torch.from_numpy(embeddings_of(table)[1].astype(np.float32))
         assert self.model.tower is not None
-        return embed_regions(self.model.features, base, boxes, box_at, self.config, self.model.tower.feature_dim)
+        width = self.model.tower.feature_dim
+        return embed_regions(self.model.features, self.model, base, boxes, box_at, self.config, width)
 
 
 def kept_pairs(boxes: np.ndarray, ids: np.ndarray, score_RA: np.ndarray, kept_RA: np.ndarray) -> RegionAttributePairs:

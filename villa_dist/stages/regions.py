@@ -20,6 +20,7 @@ from shards.store import Store
 from villa_dist import models
 from villa_dist.attributes import vocabulary
 from villa_dist.attributes.extract import PhraseMatcher
+from villa_dist.encoders.precision import best_device
 from villa_dist.observe import Timers
 from villa_dist.regions.boxes import problem
 from villa_dist.regions.proposals import BACKENDS
@@ -37,7 +38,8 @@ class RegionsStage:
         self.truth = StageFolder(request.dataset, "truth")
         self.propose = BACKENDS[self.config.regions.proposals](self.config.regions)
         self.matcher = PhraseMatcher(vocabulary.read(Store(request.run)).phrases)
-        self.model = models.load_vlm(request.params["model"]) if request.params["model"] else None
+        place = request.params["model"]
+        self.model = models.load_vlm(place, best_device()) if place else None
 
     def process(self, shard: str) -> Marker:
         timers = Timers()
@@ -95,7 +97,7 @@ class RegionsStage:
         box_at = np.concatenate([[0], np.cumsum(counts)])
         width = self.model.image.feature_dim
         with timers.time("embed"):
-            embedded = embed_regions(self.model.region_features, base, boxes, box_at, self.config, width)
+            embedded = embed_regions(self.model.region_features, self.model, base, boxes, box_at, self.config, width)
         values = embedded.numpy().astype(np.float16)
         regions = np.concatenate([np.zeros(0, np.int64), *[np.arange(c) for c in counts]]).astype(np.uint16)
         schema = sidecar.embeddings_schema(width)

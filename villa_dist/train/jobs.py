@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -57,8 +58,15 @@ def model_folder(config: Config, job: str) -> str:
 
 
 def run_request(request: TrainRequest) -> None:
-    """Train one job; called once on every rank, with the process group's environment set."""
+    """Train one job; called once on every rank, with the process group's environment set.
+
+    A one-to-one VLM that is a published checkpoint (`pretrain.steps: 0`) is not trained but written as it is, by one rank.
+    """
     build: Callable[[], JobParts]
+    if request.job == "one_to_one" and request.optim.steps == 0:
+        if int(os.environ.get("RANK", "0")) == 0:
+            models.write(request.folder, RegionVLM(request.config.model), request.fingerprint)
+        return
     if request.job == "one_to_one":
         build = partial(one_to_one, request.config)
     elif request.job == "mapping":
@@ -71,13 +79,14 @@ def run_request(request: TrainRequest) -> None:
 def one_to_one(config: Config) -> JobParts:
     samples = _samples(config, None)
     vlm = RegionVLM(config.model)
-    return JobParts(WholeObjective(vlm), samples, _vlm_of, models.vlm_description(config.model))
+    return JobParts(WholeObjective(vlm), samples, _vlm_of, models.vlm_description(vlm), models.vlm_files(vlm))
 
 
 def region_vlm(config: Config, pairs: str) -> JobParts:
     words = vocabulary.read(Store(config.run))
-    objective = RegionObjective(RegionVLM(config.model), words.prompts)
-    return JobParts(objective, _samples(config, pairs), _vlm_of, models.vlm_description(config.model))
+    vlm = RegionVLM(config.model)
+    samples, objective = _samples(config, pairs), RegionObjective(vlm, words.prompts)
+    return JobParts(objective, samples, _vlm_of, models.vlm_description(vlm), models.vlm_files(vlm))
 
 
 def mapping(config: Config) -> JobParts:
@@ -93,10 +102,18 @@ def mapping(config: Config) -> JobParts:
     rate = rates(images_with, mentions)
     share = torch.from_numpy(positive_share(images_with, rate)).float()
     features = vlm.image.feature_dim
-    model = MappingModel(config.mapping, config.model.image, attribute, torch.from_numpy(rate).float(), features)
+    model = MappingModel(
+        config.mapping,
+        config.model.image,
+        attribute,
+        torch.from_numpy(rate).float(),
+        features,
+        vlm.published,
+        config.model.attention,
+    )
     if model.tower is not None:
         model.tower.load_state_dict(vlm.image.state_dict())
-    description = models.mapping_description(config.mapping, config.model.image, features)
+    description = models.mapping_description(config.mapping, config.model, features, vlm.published)
     return JobParts(MappingObjective(model, share), samples, _model_of, description)
 
 

@@ -9,26 +9,23 @@
 
 from __future__ import annotations
 
-import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save as to_safetensors
 from torch import nn
 
-from shards.digest import sha256
 from shards.errors import VillaError
-from shards.store import Store
+from villa_dist import models
 from villa_dist.config import OptimConfig
 from villa_dist.data.loader import Batches
 from villa_dist.data.samples import Samples
 from villa_dist.distributed import barrier, rank, world_size
-from villa_dist.names import CHECKPOINTS, DONE, METRICS, WEIGHTS
+from villa_dist.names import CHECKPOINTS, METRICS
 from villa_dist.observe import LOG
 from villa_dist.train import checkpoint
 from villa_dist.train.checkpoint import TrainState
@@ -47,6 +44,7 @@ class JobParts:
     samples: Samples
     export: Callable[[nn.Module], nn.Module]
     description: dict[str, Any]  # saved beside the weights; enough to rebuild the exported module
+    files: Mapping[str, bytes] = field(default_factory=dict)  # also saved beside them
 
 
 def run_job(build: Callable[[], JobParts], config: OptimConfig, folder: str, seed: int, fingerprint: str) -> None:
@@ -153,9 +151,4 @@ def finish(engine: Engine, parts: JobParts, weights: dict[str, torch.Tensor], fo
         for k, v in weights.items()
         if not prefix or k.startswith(f"{prefix}.")
     }
-    data = to_safetensors(mine)
-    store = Store(str(folder))
-    store.put("model.json", json.dumps(parts.description, indent=1, sort_keys=True).encode())
-    store.put(WEIGHTS, data)
-    done = {"fingerprint": fingerprint, "sha256": sha256(data), "bytes": len(data)}
-    store.put(DONE, json.dumps(done, indent=1, sort_keys=True).encode())
+    models.commit(str(folder), mine, parts.description, parts.files, fingerprint)

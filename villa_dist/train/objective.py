@@ -36,7 +36,7 @@ class WholeObjective(nn.Module):
 
     def forward(self, batch: PairBatch) -> Float[Tensor, ""]:
         assert batch.pixels is not None
-        u_ND = self.vlm.embed_whole(batch.pixels)
+        u_ND = self.vlm.embed_whole(batch.pixels, batch.sizes)
         distinct: dict[str, int] = {}
         said = [sorted({distinct.setdefault(s, len(distinct)) for s in sentences(t) or [t]}) for t in batch.texts]
         sentence_SD = self.vlm.embed_texts(self.vlm.tokenize(list(distinct)))
@@ -61,7 +61,7 @@ class RegionObjective(nn.Module):
 
     def forward(self, batch: PairBatch) -> Float[Tensor, ""]:
         assert batch.pixels is not None
-        u_RD = self.vlm.embed_regions(batch.pixels, batch.boxes, batch.image_of)
+        u_RD = self.vlm.embed_regions(batch.pixels, batch.boxes, batch.image_of, batch.sizes)
         distinct = distinct_over_ranks(batch.attribute)
         world = world_size()
         per_rank = max(-(-len(distinct) // world), 1)
@@ -95,7 +95,7 @@ class MappingObjective(nn.Module):
             feature_RE = batch.feature
         else:
             assert batch.pixels is not None
-            feature_RE = self.model.features(batch.pixels, batch.boxes, batch.image_of)
+            feature_RE = self.model.features(batch.pixels, batch.boxes, batch.image_of, batch.sizes)
         cosine_RA = self.model.cosine(feature_RE, ids)
         logit_RA = self.model.logits(cosine_RA, ids)
         config: MappingConfig = self.model.config
