@@ -75,7 +75,11 @@ def test_no_phrase_reaches_over_a_comma_or_a_sentence(text: str) -> None:
 @pytest.mark.parametrize(
     ("phrase", "texts", "others"),
     [
-        ("black-and-white", ["black and white", "Black-And-White", "black & white"], ["black white", "black, and white"]),
+        (
+            "black-and-white",
+            ["black and white", "Black-And-White", "black & white"],
+            ["black white", "black, and white"],
+        ),
         ("black and white", ["black-and-white", "black and whites"], ["blackandwhite"]),
         ("woman", ["women", "a woman's", "women's", "WOMEN’S"], ["womanly"]),
         ("opacity", ["opacities"], ["opaque"]),

@@ -72,7 +72,9 @@ def test_texts_made_of_known_pieces(phrases: list[tuple[str, ...]], pieces: list
             spans.append((start, start))
         own = len(written) - 2 * written.endswith(("'s", "’s"))
         for number, each in enumerate(stands_for or ()):
-            parts = [written[:own]] if len(stands_for) == 1 else (written.split("-") if "-" in written else list(written))
+            parts = (
+                [written[:own]] if len(stands_for) == 1 else (written.split("-") if "-" in written else list(written))
+            )
             offset = written.index(parts[number])
             said.append(each)
             spans.append((start + offset, start + offset + len(parts[number])))
