@@ -19,7 +19,7 @@ from shards.errors import VillaError
 from villa_dist.attributes.fold import fold, folded_text
 from villa_dist.attributes.lemma import lemma
 from villa_dist.attributes.negation import Cues
-from villa_dist.attributes.words import BREAK, STOP, pattern, word, words
+from villa_dist.attributes.words import BREAK, POSSESSIVE, STOP, pattern, word, words
 from villa_dist.types import AttributeSet
 
 VERSION = 2  # raised when the same texts and phrases would give other mentions
@@ -109,30 +109,46 @@ class PhraseMatcher:
 
     def mentions(self, text: str) -> list[Mention]:
         """All mentions in reading order; none overlap."""
-        folded = fold(text)
-        found = list(pattern(folded.text).finditer(folded.text))
-        said = [m.group() for m in found]
-        symbols = self._symbols.read(said)
-        matches = self._matches(said, symbols)
-        if not matches:
+        said, symbols, placed = self._placed(text)
+        if not placed:
             return []
         sentence_of = sentence_numbers(symbols)
-        starts, stops = folded.starts, folded.stops
-        flags = self.cues.flags(said, [(a, b) for _, a, b in matches]) if self.cues else [(False, False)] * len(matches)
+        flags = self.cues.flags(said, [first for _, first, _, _ in placed]) if self.cues else None
+        if flags is None:
+            return [Mention(i, start, stop, sentence_of[first]) for i, first, start, stop in placed]
         return [
-            Mention(i, starts[found[a].start()], _stop(said[b - 1], found[b - 1].end(), stops), sentence_of[a], *flag)
-            for (i, a, b), flag in zip(matches, flags, strict=True)
+            Mention(i, start, stop, sentence_of[first], *flag)
+            for (i, first, start, stop), flag in zip(placed, flags, strict=True)
         ]
 
     def attributes(self, text: str) -> AttributeSet:
         """The distinct attributes a text mentions, with the place it first mentions each."""
         first: dict[int, tuple[int, int]] = {}
-        for mention in self.mentions(text):
-            if not mention.negated:
-                first.setdefault(mention.attribute, (mention.start, mention.stop))
+        if self.cues:
+            for mention in self.mentions(text):
+                if not mention.negated:
+                    first.setdefault(mention.attribute, (mention.start, mention.stop))
+        else:
+            for index, _, start, stop in self._placed(text)[2]:
+                first.setdefault(index, (start, stop))
         ids = sorted(first)
-        spans = np.asarray([first[i] for i in ids], np.int32).reshape(-1, 2)
-        return AttributeSet(np.asarray(ids, np.int32), spans)
+        spans = np.array([first[i] for i in ids], np.int32).reshape(-1, 2)
+        return AttributeSet(np.array(ids, np.int32), spans)
+
+    def _placed(self, text: str) -> tuple[list[str], str, list[tuple[int, int, int, int]]]:
+        """The text's tokens, their symbols, and of every match (id, first token, start, stop) in the text's characters."""
+        folded, starts, stops = fold(text)
+        found = list(pattern(folded).finditer(folded))
+        said = [token.group() for token in found]
+        symbols = self._symbols.read(said)
+        placed = []
+        for index, first, after in self._matches(said, symbols):
+            last = found[after - 1]
+            end = last.end() - (
+                2 if said[after - 1].endswith(POSSESSIVE) else 0
+            )  # a possessive 's is no part of a mention
+            placed.append((index, first, starts[found[first].start()], stops[end - 1]))
+        return said, symbols, placed
 
     def _matches(self, said: list[str], symbols: str) -> list[tuple[int, int, int]]:
         """(id, first token, token after the last) of every phrase found."""
@@ -214,8 +230,3 @@ def _trimmed(text: str, start: int, stop: int) -> tuple[int, int]:
     said = text[start:stop]
     start += len(said) - len(said.lstrip(" .\t\r\n"))
     return start, start + len(text[start:stop].strip(" .\t\r\n"))
-
-
-def _stop(token: str, end: int, stops: Sequence[int]) -> int:
-    """The original's character after a token; a possessive 's is not part of a mention."""
-    return stops[end - 1 - (2 if token.endswith("'s") and len(token) > 2 else 0)]

@@ -44,19 +44,39 @@ def table() -> dict[tuple[str, ...], frozenset[str]]:
     return kinds
 
 
+class _Symbols(dict[str, str]):
+    """The symbol of a token: one character a word of the cues, STOP and BREAK as they are, else a space."""
+
+    CACHED, LONG = 1 << 16, 64
+
+    def __missing__(self, token: str) -> str:
+        said = word(token)
+        symbol = dict.get(self, said, " ") if said != token else " "
+        if len(token) <= self.LONG:
+            if len(self) >= self.CACHED:
+                return symbol
+            self[token] = symbol
+        return symbol
+
+
 class Cues:
     def __init__(self) -> None:
         cues = table()
-        symbols = {w: chr(0x100 + i) for i, w in enumerate(sorted({w for cue in cues for w in cue}))}
-        self._symbols = {**symbols, STOP: STOP, BREAK: BREAK}
-        patterns = {"".join(self._symbols[w] for w in cue): kinds for cue, kinds in cues.items()}
+        of_word = {w: chr(0x100 + i) for i, w in enumerate(sorted({w for cue in cues for w in cue}))}
+        self._symbols = _Symbols({**of_word, STOP: STOP, BREAK: BREAK})
+        patterns = {"".join(of_word[w] for w in cue): kinds for cue, kinds in cues.items()}
         patterns[BREAK] = frozenset({"ends"})
         self._kinds = list(patterns.values())
         self._automaton = AhoCorasick(list(patterns), matchkind=MatchKind.LeftmostLongest)
 
-    def flags(self, said: Sequence[str], spans: Sequence[tuple[int, int]]) -> list[tuple[bool, bool]]:
-        """(negated, uncertain) of each span of tokens (`words.pattern`), in order. Linear in the number of tokens."""
-        symbols = "".join([self._symbols.get(word(t), " ") for t in said])
+    def flags(self, said: Sequence[str], places: Sequence[int]) -> list[tuple[bool, bool]] | None:
+        """(negated, uncertain) of the tokens (`words.pattern`) at `places`; None for a text without a cue.
+
+        Linear in the number of tokens.
+        """
+        symbols = "".join(map(self._symbols.__getitem__, said))
+        if not symbols.strip(f" {STOP}{BREAK}"):
+            return None
         cues = [Cue(self._kinds[p], a, b) for p, a, b in self._automaton.find_matches_as_indexes(symbols)]
         denied, doubted = [0] * (len(said) + 1), [0] * (len(said) + 1)  # what changes at each word
         for cue, stop, start in zip(cues, ends_of_scopes(symbols, cues), starts_of_scopes(cues), strict=True):
@@ -67,7 +87,7 @@ class Cues:
                         flags[a] += 1
                         flags[b] -= 1
         no, maybe = list(accumulate(denied)), list(accumulate(doubted))
-        return [(no[a] > 0, maybe[a] > 0 and not no[a]) for a, _ in spans]
+        return [(no[a] > 0, maybe[a] > 0 and not no[a]) for a in places]
 
 
 def ends_of_scopes(symbols: str, cues: Sequence[Cue]) -> list[int]:

@@ -26,10 +26,13 @@ STOPS = frozenset(",:()[]{}|-–—•·、«»")
 # A full stop after these ends no sentence.
 ABBREVIATIONS = ("dr", "mr", "mrs", "ms", "st", "mt", "vs", "e.g", "i.e", "approx")
 STOP, BREAK = ",", "\n"  # what every stop and every end of a sentence is called
+POSSESSIVE = "'s"
 
-_NOT_ABBREVIATED = "".join(rf"(?<!\b{re.escape(a)})" for a in ABBREVIATIONS)
-_END = rf"(?:[!?;]|{_NOT_ABBREVIATED}\.)[\"')\]]*(?=\s)|[{LINE_ENDS}]+"
-_STOP = r"[,:()\[\]{}|]|(?<=\s)-+(?=\s)"
+# Every alternative begins with a character, which a pattern can reject at once; what precedes is looked at after.
+_NOT_ABBREVIATED = "".join(rf"(?<!\b{re.escape(a)}\.)" for a in ABBREVIATIONS)
+_CLOSING = r"[\"')\]]*(?=\s)"
+_END = rf"[!?;]{_CLOSING}|\.{_NOT_ABBREVIATED}{_CLOSING}|[{LINE_ENDS}]+"
+_STOP = r"[,:()\[\]{}|]|-(?<=\s-)-*(?=\s)"
 _ASCII = re.compile(rf"[a-z0-9]+(?:'[a-z0-9]+)*|{_END}|{_STOP}|&")
 
 
@@ -37,7 +40,7 @@ _ASCII = re.compile(rf"[a-z0-9]+(?:'[a-z0-9]+)*|{_END}|{_STOP}|&")
 def _unicode() -> re.Pattern[str]:
     letter, mark = rf"[^\W_{SPACELESS}]", f"[{marks()}]"
     word = rf"{letter}(?:{letter}+|{mark}+)*"
-    ends, stops = rf"{_END}|[。｡]|(?<=[{SPACELESS}])[!?;]", rf"{_STOP}|[–—•·、«»]"
+    ends, stops = rf"{_END}|[。｡]|[!?;](?<=[{SPACELESS}].)", rf"{_STOP}|[–—•·、«»]"
     return re.compile(f"[{SPACELESS}]{mark}*|{word}(?:'{word})*|{ends}|{stops}|&")
 
 
@@ -54,7 +57,7 @@ def word(token: str) -> str:
         return STOP
     if token == "&":
         return "and"
-    return token[:-2] if token.endswith("'s") and len(token) > 2 else token
+    return token.removesuffix(POSSESSIVE)
 
 
 def words(text: str) -> tuple[str, ...]:
