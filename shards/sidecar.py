@@ -2,7 +2,8 @@
 
 pairs, truth   key, boxes (K x 4 float32, xyxy pixels), region / attribute / score (P): attribute[p] is said of
                boxes[region[p]] with score[p]. Boxes without a pair are kept in `truth`, dropped in `pairs`
-regions        key, width, height, boxes (R x 4), objectness (R), attributes (A: ids the text mentions)
+regions        key, width, height, boxes (R x 4), objectness (R), attributes (A: ids the text mentions), and where it
+               first mentions each, in characters of the text: span_start, span_stop (A; files of before may lack them)
 embeddings     row (image), region, embedding (D float16): one row a region
 quarantine     key, reason, detail, digest: one row a refused sample
 origin         key, file, member, row: where a packed sample is from; file is relative to the source, row is of a table or
@@ -41,6 +42,7 @@ REGIONS = pa.schema(
         ("attributes", pa.list_(pa.int32())),
     ]
 )
+REGIONS_WRITTEN = pa.schema([*REGIONS, ("span_start", pa.list_(pa.int32())), ("span_stop", pa.list_(pa.int32()))])
 QUARANTINE = pa.schema(
     [("key", pa.string()), ("reason", pa.string()), ("detail", pa.string()), ("digest", pa.string())]
 )

@@ -19,6 +19,9 @@ from shards.manifest import Manifest
 from shards.store import Store
 from villa_dist import models
 from villa_dist.attributes import vocabulary
+from villa_dist.attributes.extract import VERSION as EXTRACTION
+from villa_dist.attributes.phrases import Phrase
+from villa_dist.attributes.vocabulary import Choice
 from villa_dist.config import Config
 from villa_dist.encoders import published
 from villa_dist.stages import vocabulary as vocabulary_stage
@@ -75,16 +78,37 @@ def ingest(config: Config, split: str, plan: Sequence[Unit]) -> Claim:
     return _on_split(config, split, {"docmnist": _section(config, "docmnist"), **made_of}, ("truth", "base"))
 
 
-def phrases(config: Config) -> Claim:
-    listed = vocabulary_stage.phrases(config.vocabulary)
-    what = {"phrases": fingerprint(listed), "base": stage_manifest(config, "train").digest}
+def phrases(config: Config, candidates: Sequence[Phrase] | None = None) -> Claim:
+    """candidates: as `vocabulary_stage.phrases` reads them, where that is known."""
+    listed = vocabulary_stage.phrases(config.vocabulary) if candidates is None else candidates
+    said = fingerprint([[p.phrase, *p.synonyms] for p in listed])
+    what = {"phrases": said, "base": stage_manifest(config, "train").digest, **_extraction(config)}
     return _on_split(config, "train", what, ("vocabulary",))
 
 
-def vocabulary_choice(config: Config) -> dict[str, Any]:
-    """What decides, beside the counts, which phrases become attributes."""
-    docmnist = config.data.source == "docmnist"
-    return {"vocabulary.min_count": 0 if docmnist else config.vocabulary.min_count}
+def choice(config: Config) -> Choice:
+    """What decides, beside the counts, which phrases become attributes; all of DocMNIST's do."""
+    words = config.vocabulary
+    if config.data.source == "docmnist":
+        return Choice(min_count=0)
+    return Choice(words.min_count, words.max_count_fraction, words.max_phrases, words.order)
+
+
+def vocabulary_choice(config: Config, candidates: Sequence[Phrase] | None = None) -> dict[str, Any]:
+    """`choice`, and what is said of the phrases beside the phrases themselves, as it is kept with the vocabulary."""
+    listed = vocabulary_stage.phrases(config.vocabulary) if candidates is None else candidates
+    made = choice(config)
+    return {
+        "vocabulary.min_count": made.min_count,
+        "vocabulary.max_count_fraction": made.max_fraction,
+        "vocabulary.max_phrases": made.max_phrases,
+        "vocabulary.order": made.order,
+        "groups and prompts": fingerprint([[p.group, *p.prompts] for p in listed]),
+    }
+
+
+def _extraction(config: Config) -> dict[str, Any]:
+    return {"extraction": EXTRACTION, "negation": config.vocabulary.negation}
 
 
 def regions(config: Config, split: str) -> Claim:
@@ -92,6 +116,7 @@ def regions(config: Config, split: str) -> Claim:
     what = {
         "regions": _section(config, "regions"),
         "vocabulary": vocabulary.read(Store(config.run)).fingerprint,
+        **_extraction(config),
         "base": stage_manifest(config, split).digest,
         "embeddings": models.load(model_folder(config, "one_to_one")).sha256 if frozen else "none kept",
     }
@@ -150,7 +175,11 @@ def check_upstream(config: Config, stage: str) -> None:
                 _check(stage, earlier, folder.store.path(), folder.claimed(), claim.config)
         if earlier == "vocabulary":
             store = Store(config.run)
-            _check(stage, earlier, store.path(vocabulary.NAME), vocabulary.choice(store), vocabulary_choice(config))
+            try:
+                chosen = vocabulary_choice(config)
+            except VillaError:  # a list that is gone
+                continue
+            _check(stage, earlier, store.path(vocabulary.NAME), vocabulary.choice(store), chosen)
 
 
 def _check(stage: str, earlier: str, place: str, theirs: dict[str, Any] | None, mine: dict[str, Any]) -> None:

@@ -75,12 +75,29 @@ class DocMNISTConfig(Section):
 class PhraseConfig(Section):
     phrase: Annotated[str, Field(min_length=1)]
     group: str = ""
-    prompts: list[str] = []  # none: the phrase itself
+    prompts: list[str] = []  # none: the templates of its group, or the phrase itself
+    synonyms: list[str] = []  # other ways to say it
 
 
 class VocabularyConfig(Section):
-    attributes: list[PhraseConfig] | None = None  # None: the twenty of DocMNIST
-    min_count: Count = 1
+    """Which phrases are looked for in the training texts, and which of them become attributes (docs/vocabulary.md)."""
+
+    attributes: list[PhraseConfig] | None = None  # neither these nor lists: the twenty of DocMNIST
+    lists: list[str] = []  # files, or names of built-in lists
+    templates: dict[str, list[str]] = {}  # prompts by group, such as "a photo of a {phrase}"; "all" for every other
+    negation: Literal["none", "reports"] = "none"  # reports: "no effusion" does not mention effusion
+    min_count: Count = 1  # texts that mention a phrase, at least
+    max_count_fraction: Fraction = 1.0  # of all texts, at most
+    max_phrases: Positive | None = None  # the most frequent ones are kept
+    order: Literal["list", "count"] = "list"  # how attributes are numbered
+
+    @model_validator(mode="after")
+    def _templates_hold_a_phrase(self) -> VocabularyConfig:
+        for group, templates in self.templates.items():
+            for template in templates:
+                if len(re.findall(r"\{(?:phrase)?\}", template)) < 1:
+                    raise ValueError(f"templates.{group}: {template!r} must hold {{phrase}}, where the phrase goes")
+        return self
 
 
 class ImageTowerConfig(Section):
@@ -333,7 +350,10 @@ def absolute(config: Config) -> Config:
     digits = config.digits.model_copy(update={"mnist_dir": fix(config.digits.mnist_dir)})
     text = config.model.text.model_copy(update={"vocabulary": fix(config.model.text.vocabulary)})
     model = config.model.model_copy(update={"text": text, "weights": local_weights(config.model.weights)})
-    return config.model_copy(update={"run": fix(config.run), "data": data, "digits": digits, "model": model})
+    lists = [fix(name) if "." in name or "/" in name else name for name in config.vocabulary.lists]  # else built-in
+    words = config.vocabulary.model_copy(update={"lists": lists})
+    update = {"run": fix(config.run), "data": data, "digits": digits, "model": model, "vocabulary": words}
+    return config.model_copy(update=update)
 
 
 def local_weights(weights: str | None) -> str | None:

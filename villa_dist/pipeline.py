@@ -75,20 +75,20 @@ class Pipeline:
         return {"images": images, "quarantined": refused, "warnings": warnings}
 
     def vocabulary(self) -> dict[str, Any]:
-        shards = self._base("train").shards
-        self._shards("vocabulary", "train", claims.phrases(self.config), shards)
+        base = self._base("train")
+        candidates = vocabulary_stage.phrases(self.config.vocabulary, report=True)
+        vocabulary.write_candidates(self.store, candidates)
+        self._shards("vocabulary", "train", claims.phrases(self.config, candidates), base.shards)
         counted = StageFolder(claims.dataset(self.config, "train"), "vocabulary")
-        counts = vocabulary_stage.merged_counts(counted, shards)
-        docmnist = self.config.data.source == "docmnist"
-        phrases = vocabulary_stage.phrases(self.config.vocabulary)
-        choice = claims.vocabulary_choice(self.config)
-        built = vocabulary.build(phrases, counts, choice["vocabulary.min_count"])
-        if docmnist and built.phrases != docmnist_words.ATTRIBUTES:
+        counts = vocabulary_stage.merged_counts(counted, base.shards, len(candidates), base.total)
+        built = vocabulary.build(candidates, counts, claims.choice(self.config))
+        if self.config.data.source == "docmnist" and built.phrases != docmnist_words.ATTRIBUTES:
             raise VillaError(
-                "vocabulary.attributes must be left out with data.source: docmnist, whose true pairs are numbered by its "
-                "own twenty attributes"
+                "vocabulary.attributes and vocabulary.lists must be left out with data.source: docmnist, whose true pairs "
+                "are numbered by its own twenty attributes"
             )
-        vocabulary.write(self.store, built, choice)
+        vocabulary.write(self.store, built, claims.vocabulary_choice(self.config, candidates))
+        LOG.info("vocabulary: %d of %d phrases became attributes", len(built), len(candidates))
         return {"attributes": len(built)}
 
     def pretrain(self) -> None:

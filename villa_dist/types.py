@@ -30,10 +30,10 @@ class RegionSet:
 
 @dataclass(frozen=True, slots=True)
 class AttributeSet:
-    """Attributes a text mentions, ascending ids, each with the sentence it was first met in."""
+    """Attributes a text mentions, ascending ids, each with the characters (start, stop) it is first met in."""
 
     ids: Int[np.ndarray, " A"]
-    sentences: tuple[str, ...]
+    spans: Int[np.ndarray, "A 2"]
 
 
 @dataclass(frozen=True, slots=True)

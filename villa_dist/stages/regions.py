@@ -19,7 +19,6 @@ from shards.reader import BaseShard, read_sidecar
 from shards.store import Store
 from villa_dist import models
 from villa_dist.attributes import vocabulary
-from villa_dist.attributes.extract import PhraseMatcher
 from villa_dist.encoders.precision import best_device
 from villa_dist.observe import Timers
 from villa_dist.regions.boxes import problem
@@ -37,7 +36,7 @@ class RegionsStage:
         self.base = StageFolder(request.dataset, "base")
         self.truth = StageFolder(request.dataset, "truth")
         self.propose = BACKENDS[self.config.regions.proposals](self.config.regions)
-        self.matcher = PhraseMatcher(vocabulary.read(Store(request.run)).phrases)
+        self.matcher = vocabulary.read(Store(request.run)).matcher(self.config.vocabulary.negation)
         place = request.params["model"]
         self.model = models.load_vlm(place, best_device()) if place else None
 
@@ -55,25 +54,29 @@ class RegionsStage:
                     raise ShardError(f"shard {shard}: sample {key!r}: {trouble}; correct the boxes of this sample")
                 sizes.append((width, height))
                 proposed.append(found)
-                attributes.append(self.matcher.attributes(sample_text(members)).ids)
+                attributes.append(self.matcher.attributes(sample_text(members)))
         counts = [len(p.boxes) for p in proposed]
         boxes = np.concatenate([p.boxes for p in proposed] or [np.zeros((0, 4), np.float32)])
         digest = base.marker.output(".tar").sha256
         if self.model is not None:
             self._embed(shard, base, boxes, counts, digest)
-        types = {f.name: f.type for f in sidecar.REGIONS}
+        types = {f.name: f.type for f in sidecar.REGIONS_WRITTEN}
         objectness = np.concatenate([p.objectness for p in proposed] or [np.zeros(0, np.float32)])
-        mentioned = np.concatenate(attributes or [np.zeros(0, np.int32)]).astype(np.int32)
+        mentions = [len(a.ids) for a in attributes]
+        mentioned = np.concatenate([np.zeros(0, np.int32), *[a.ids for a in attributes]])
+        spans = np.concatenate([np.zeros((0, 2), np.int32), *[a.spans for a in attributes]])
         columns = {
             "key": base.keys,
             "width": [w for w, _ in sizes],
             "height": [h for _, h in sizes],
             "boxes": sidecar.ragged(types["boxes"], boxes, counts),
             "objectness": sidecar.ragged(types["objectness"], objectness, counts),
-            "attributes": sidecar.ragged(types["attributes"], mentioned, [len(a) for a in attributes]),
+            "attributes": sidecar.ragged(types["attributes"], mentioned, mentions),
+            "span_start": sidecar.ragged(types["span_start"], spans[:, 0], mentions),
+            "span_stop": sidecar.ragged(types["span_stop"], spans[:, 1], mentions),
         }
         with self.request.output().attempt(shard) as attempt:
-            attempt.write(f"{shard}.parquet", sidecar.to_bytes(sidecar.table(sidecar.REGIONS, columns)))
+            attempt.write(f"{shard}.parquet", sidecar.to_bytes(sidecar.table(sidecar.REGIONS_WRITTEN, columns)))
             return commit_sidecar(
                 self.request,
                 attempt,
