@@ -26,7 +26,9 @@ def raw(boxes: list[list[float]], scores: list[float] | None = None) -> RegionSe
     return RegionSet(np.array(boxes, F32).reshape(-1, 4), np.array(scores or [1.0] * len(boxes), F32))
 
 
-def kept(boxes: list[list[float]], scores: list[float] | None = None, size: tuple[int, int] = (100, 50), **config: Any) -> Any:
+def kept(
+    boxes: list[list[float]], scores: list[float] | None = None, size: tuple[int, int] = (100, 50), **config: Any
+) -> Any:
     ranked = config.pop("ranked", True)
     return keep(raw(boxes, scores), RegionsConfig(**config), Photo("a", *size), ranked=ranked)
 
@@ -155,7 +157,11 @@ def test_cells_tile_the_image(width: int, height: int) -> None:
 def test_each_level_doubles_rows_and_columns() -> None:
     boxes = grid_of(64, 32, grid=[1, 2], grid_levels=3)
     assert len(boxes) == 2 + 8 + 32
-    assert boxes[0].tolist() == [0, 0, 32, 32] and boxes[2].tolist() == [0, 0, 16, 16] and boxes[10].tolist() == [0, 0, 8, 8]
+    assert (
+        boxes[0].tolist() == [0, 0, 32, 32]
+        and boxes[2].tolist() == [0, 0, 16, 16]
+        and boxes[10].tolist() == [0, 0, 8, 8]
+    )
 
 
 # ---- boxes that came with a sample

@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from jaxtyping import Float
 from PIL import Image
+from safetensors import SafetensorError
 from torch import Tensor
 
 from shards.errors import VillaError
@@ -139,12 +140,13 @@ def input_size(size: dict[str, int], width: int, height: int, *, square: bool = 
         return max(1, round(width * ratio)), max(1, round(height * ratio))
     if "height" in size and "width" in size:
         return size["width"], size["height"]
+    short, long = min(width, height), max(width, height)
     if "max_height" in size and "max_width" in size:
-        ratio = min(size["max_height"] / height, size["max_width"] / width)
-    else:
-        ratio = size["shortest_edge"] / min(width, height)
-        ratio = min(ratio, size.get("longest_edge", 1 << 30) / max(width, height))
-    return max(LEAST_INPUT, round(width * ratio)), max(LEAST_INPUT, round(height * ratio))
+        edge = short * min(size["max_height"] / height, size["max_width"] / width)
+    else:  # rounded as transformers does
+        edge = min(size["shortest_edge"], size.get("longest_edge", 1 << 30) * short / long)
+    sides = max(LEAST_INPUT, round(edge)), max(LEAST_INPUT, int(edge * long / short))
+    return sides if width <= height else (sides[1], sides[0])
 
 
 # ---- the families: from the network's input to normalised boxes and one score
@@ -230,7 +232,7 @@ def load_detector(config: DetectorConfig) -> DetectorProposer:
         model, told = loader.from_pretrained(place, output_loading_info=True, dtype=torch.float32, **source)
         prepared = _preparation(transformers.AutoImageProcessor.from_pretrained(place, **source), config.size)
         text = _prompt(place, config, source) if family.text else None
-    except (OSError, ValueError, ImportError, KeyError, RuntimeError) as error:
+    except (OSError, ValueError, ImportError, KeyError, RuntimeError, SafetensorError) as error:
         raise VillaError(f"{shown} ({type(settings).__name__}) cannot be loaded: {_first_line(error)}") from error
     if told["missing_keys"]:
         some = ", ".join(sorted(told["missing_keys"])[:3])
