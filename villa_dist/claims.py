@@ -24,6 +24,7 @@ from villa_dist.attributes.phrases import Phrase
 from villa_dist.attributes.vocabulary import Choice
 from villa_dist.config import Config
 from villa_dist.encoders import published
+from villa_dist.regions.detector import identity
 from villa_dist.stages import vocabulary as vocabulary_stage
 from villa_dist.stages.ingest import Unit, units
 from villa_dist.train.jobs import TrainRequest, model_folder
@@ -114,7 +115,7 @@ def _extraction(config: Config) -> dict[str, Any]:
 def regions(config: Config, split: str) -> Claim:
     frozen = config.mapping.encoder == "frozen"
     what = {
-        "regions": _section(config, "regions"),
+        "regions": regions_choice(config),
         "vocabulary": vocabulary.read(Store(config.run)).fingerprint,
         **_extraction(config),
         "base": stage_manifest(config, split).digest,
@@ -122,6 +123,16 @@ def regions(config: Config, split: str) -> Claim:
     }
     written = ("embeddings", "regions") if frozen else ("regions",)
     return _on_split(config, split, what, written, ("regions", "embeddings"))
+
+
+def regions_choice(config: Config) -> dict[str, Any]:
+    """What decides about boxes: of the backends' own settings only the chosen one's."""
+    chosen = config.regions.model_dump(mode="json", exclude={"segments", "hf"} - {config.regions.proposals})
+    if config.regions.proposals == "hf":
+        where = ("model", "revision", "device", "batch_images")
+        chosen["hf"] = {k: v for k, v in chosen["hf"].items() if k not in where}
+        chosen["hf"]["checkpoint"] = identity(config.regions.hf)
+    return chosen
 
 
 def pairs(config: Config, split: str) -> Claim:

@@ -22,6 +22,7 @@ Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 Positive = Annotated[int, Field(ge=1)]
 Count = Annotated[int, Field(ge=0)]
 PositiveFloat = Annotated[float, Field(gt=0.0)]
+MOST_REGIONS = 10_000  # an image
 
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
@@ -174,13 +175,62 @@ class ModelConfig(Section):
         return self.weights is not None
 
 
+class SegmentsConfig(Section):
+    """Felzenszwalb segments merged hierarchically. scales: of the segmentation, one hierarchy each; `side` is the longer
+    side, in pixels, of the image that is segmented."""
+
+    scales: Annotated[list[PositiveFloat], Field(min_length=1)] = [50.0, 200.0]
+    side: Annotated[int, Field(ge=32, le=2048)] = 256
+    min_pixels: Positive = 20  # of a segment, at `side`
+
+
+class DetectorConfig(Section):
+    """A transformers object detector, its classes left out. model: a local folder or a hub id.
+
+    score: `max` over the classes, `objectness` from the model's own head or its "no object" class, `auto` the latter for
+    models that have such a head. size: overrides the shorter side (or the square) the checkpoint asks for.
+    """
+
+    model: Annotated[str, Field(min_length=1)] | None = None
+    revision: str | None = None
+    score: Literal["auto", "max", "objectness"] = "auto"
+    size: Annotated[int, Field(ge=32, le=4096)] | None = None
+    prompt: Annotated[str, Field(min_length=1)] = "object ."  # for detectors that are asked by text
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    batch_images: Positive = 8
+
+
 class RegionsConfig(Section):
-    proposals: Literal["annotations", "grid"] = "annotations"
+    """Where regions come from: proposals, then what is kept of them.
+
+    top_k, min_size and nms_iou hold for backends that rank their boxes (`segments`, `hf`); `annotations` and `grid` are
+    taken as they are.
+    """
+
+    proposals: Literal["annotations", "grid", "segments", "hf"] = "annotations"
+    top_k: Annotated[int, Field(ge=1, le=MOST_REGIONS)] = 100
+    min_size: Annotated[float, Field(ge=0)] = 0.02  # of a box's shorter side: below 1 of the image's, from 1 in pixels
+    nms_iou: Fraction = 0.5
+    keep_whole_image: bool = False  # the whole image as one more region, after the others
     grid: Annotated[list[Positive], Field(min_length=2, max_length=2)] = [3, 3]  # rows, columns
+    grid_levels: Annotated[int, Field(ge=1, le=6)] = 1  # each level beyond the first doubles rows and columns
+    segments: SegmentsConfig = SegmentsConfig()
+    hf: DetectorConfig = DetectorConfig()
     batch_images: Positive = 128  # at most so many images are embedded at once
     batch_pixels: Positive = 16_777_216  # and so many pixels of them, as padded
     batch_boxes: Positive = 4096  # and so many regions; one image that is over stands alone
     threads: Positive = 1  # fixed, so that results do not depend on the machine's load
+
+    @model_validator(mode="after")
+    def _detector_is_named(self) -> RegionsConfig:
+        if self.proposals == "hf" and self.hf.model is None:
+            raise ValueError("proposals: hf needs hf.model, the folder or the hub id of a transformers object detector")
+        cells = self.grid[0] * self.grid[1] * (4**self.grid_levels - 1) // 3
+        if cells > MOST_REGIONS:
+            raise ValueError(
+                f"grid and grid_levels make {cells} cells, over the limit of {MOST_REGIONS} regions an image"
+            )
+        return self
 
 
 class OptimConfig(Section):
@@ -352,8 +402,10 @@ def absolute(config: Config) -> Config:
     model = config.model.model_copy(update={"text": text, "weights": local_weights(config.model.weights)})
     lists = [fix(name) if "." in name or "/" in name else name for name in config.vocabulary.lists]  # else built-in
     words = config.vocabulary.model_copy(update={"lists": lists})
-    update = {"run": fix(config.run), "data": data, "digits": digits, "model": model, "vocabulary": words}
-    return config.model_copy(update=update)
+    detector = config.regions.hf.model_copy(update={"model": local_weights(config.regions.hf.model)})
+    regions = config.regions.model_copy(update={"hf": detector})
+    sections = {"data": data, "digits": digits, "model": model, "regions": regions, "vocabulary": words}
+    return config.model_copy(update={"run": fix(config.run), **sections})
 
 
 def local_weights(weights: str | None) -> str | None:

@@ -98,11 +98,6 @@ class Pipeline:
         params = {"model": model_folder(self.config, "one_to_one") if self.config.mapping.encoder == "frozen" else ""}
         for split in claims.splits(self.config):
             claim = claims.regions(self.config, split)
-            if self.config.regions.proposals == "annotations" and not self._has_truth(split):
-                raise VillaError(
-                    f"regions.proposals: annotations needs known boxes, and {claims.dataset(self.config, split)} has no "
-                    "truth sidecar; set regions.proposals=grid"
-                )
             self._shards("regions", split, claim, self._base(split).shards, params)
 
     def fit_mapping(self) -> None:

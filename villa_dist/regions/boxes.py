@@ -1,9 +1,9 @@
-"""Box arithmetic as pure functions. Boxes are xyxy in pixels."""
+"""Box arithmetic as pure functions. Boxes are xyxy in pixels; a box is x1 <= x < x2, so its width is x2 - x1."""
 
 from __future__ import annotations
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 
 
 def iou(a: Float[np.ndarray, "K 4"], b: Float[np.ndarray, "M 4"]) -> Float[np.ndarray, "K M"]:
@@ -17,6 +17,24 @@ def iou(a: Float[np.ndarray, "K 4"], b: Float[np.ndarray, "M 4"]) -> Float[np.nd
 
 def area(boxes: Float[np.ndarray, "K 4"]) -> Float[np.ndarray, " K"]:
     return np.clip(boxes[:, 2:] - boxes[:, :2], 0, None).prod(1)
+
+
+def clip(boxes: Float[np.ndarray, "K 4"], width: int, height: int) -> Float[np.ndarray, "K 4"]:
+    """The parts of boxes inside the image; a box outside it keeps no area."""
+    limit = np.array([width, height, width, height], boxes.dtype)
+    return np.clip(boxes, 0, limit)
+
+
+def large_enough(boxes: Float[np.ndarray, "K 4"], least: float) -> Bool[np.ndarray, " K"]:
+    """Boxes of positive area whose shorter side is at least `least` pixels."""
+    side = (boxes[:, 2:] - boxes[:, :2]).min(1) if len(boxes) else np.zeros(0, boxes.dtype)
+    return (side > 0) & (side >= least)
+
+
+def from_centers(boxes: Float[np.ndarray, "K 4"]) -> Float[np.ndarray, "K 4"]:
+    """(centre x, centre y, width, height) to xyxy."""
+    half = boxes[:, 2:] / 2
+    return np.concatenate([boxes[:, :2] - half, boxes[:, :2] + half], 1)
 
 
 def problem(boxes: Float[np.ndarray, "K 4"], width: int, height: int) -> str:

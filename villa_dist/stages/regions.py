@@ -11,9 +11,9 @@ import pyarrow as pa
 import torch
 from PIL import Image
 
-from shards import sidecar
+from shards import manifest, sidecar
 from shards.commit import Marker, StageFolder
-from shards.decode import image_member, sample_text
+from shards.decode import DecodeError, decode_image, image_member, sample_text
 from shards.errors import ShardError
 from shards.reader import BaseShard, read_sidecar
 from shards.store import Store
@@ -21,10 +21,10 @@ from villa_dist import models
 from villa_dist.attributes import vocabulary
 from villa_dist.encoders.precision import best_device
 from villa_dist.observe import Timers
-from villa_dist.regions.boxes import problem
-from villa_dist.regions.proposals import BACKENDS
+from villa_dist.regions.annotations import boxes_in
+from villa_dist.regions.proposals import Kept, Photo, make_proposer, regions_of
 from villa_dist.stages.base import StageRequest, commit_sidecar
-from villa_dist.stages.images import embed_regions
+from villa_dist.stages.images import HELD_PIXELS, embed_regions
 
 
 class RegionsStage:
@@ -35,7 +35,7 @@ class RegionsStage:
         torch.set_num_threads(self.config.regions.threads)
         self.base = StageFolder(request.dataset, "base")
         self.truth = StageFolder(request.dataset, "truth")
-        self.propose = BACKENDS[self.config.regions.proposals](self.config.regions)
+        self.proposer = make_proposer(self.config.regions)
         self.matcher = vocabulary.read(Store(request.run)).matcher(self.config.vocabulary.negation)
         place = request.params["model"]
         self.model = models.load_vlm(place, best_device()) if place else None
@@ -45,23 +45,24 @@ class RegionsStage:
         base = BaseShard(self.base, shard)
         given = self._given(shard, base) if self.config.regions.proposals == "annotations" else None
         sizes, proposed, attributes = [], [], []
+        waiting: list[Photo] = []
         with timers.time("propose"):
             for row, (key, members) in enumerate(base.samples()):
-                width, height = upright_size(image_member(members))
-                found = self.propose(height, width, given[row] if given else None)
-                trouble = problem(found.boxes, width, height)
-                if trouble:
-                    raise ShardError(f"shard {shard}: sample {key!r}: {trouble}; correct the boxes of this sample")
-                sizes.append((width, height))
-                proposed.append(found)
+                photo = self._photo(shard, key, members, given[row] if given else None)
+                if waiting and not fits([*waiting, photo], self.config.regions.batch_images):
+                    proposed += self._propose(shard, waiting)
+                    waiting = []
+                waiting.append(photo)
+                sizes.append((photo.width, photo.height))
                 attributes.append(self.matcher.attributes(sample_text(members)))
-        counts = [len(p.boxes) for p in proposed]
-        boxes = np.concatenate([p.boxes for p in proposed] or [np.zeros((0, 4), np.float32)])
+            proposed += self._propose(shard, waiting)
+        counts = [len(p.regions.boxes) for p in proposed]
+        boxes = np.concatenate([p.regions.boxes for p in proposed] or [np.zeros((0, 4), np.float32)])
         digest = base.marker.output(".tar").sha256
         if self.model is not None:
             self._embed(shard, base, boxes, counts, digest)
         types = {f.name: f.type for f in sidecar.REGIONS_WRITTEN}
-        objectness = np.concatenate([p.objectness for p in proposed] or [np.zeros(0, np.float32)])
+        objectness = np.concatenate([p.regions.objectness for p in proposed] or [np.zeros(0, np.float32)])
         mentions = [len(a.ids) for a in attributes]
         mentioned = np.concatenate([np.zeros(0, np.int32), *[a.ids for a in attributes]])
         spans = np.concatenate([np.zeros((0, 2), np.int32), *[a.spans for a in attributes]])
@@ -84,10 +85,38 @@ class RegionsStage:
                 keys=base.keys,
                 input_digest=digest,
                 timers=timers,
-                counts={"regions": len(boxes), "mentions": len(mentioned)},
+                counts={
+                    "regions": len(boxes),
+                    "mentions": len(mentioned),
+                    "images_without_regions": counts.count(0),
+                    "dropped_boxes": sum(p.dropped for p in proposed),
+                },
             )
 
-    def _given(self, shard: str, base: BaseShard) -> list[np.ndarray]:
+    def _photo(self, shard: str, key: str, members: dict[str, bytes], given: np.ndarray | None) -> Photo:
+        """A sample as the backend sees it. Raises: ShardError naming the sample whose boxes cannot be read."""
+        image = image_member(members)
+        if self.config.regions.proposals == "annotations" and given is None:
+            try:
+                given = boxes_in(members)
+            except DecodeError as error:
+                raise ShardError(f"shard {shard}: sample {key!r}: {error.detail}; mend its .json member") from error
+        if not self.proposer.needs_pixels:
+            return Photo(key, *upright_size(image), given=given)
+        pixels = decode_image(image, self.config.data.max_pixels)
+        return Photo(key, pixels.shape[1], pixels.shape[0], pixels)
+
+    def _propose(self, shard: str, photos: list[Photo]) -> list[Kept]:
+        """Raises: ShardError naming shard and sample."""
+        try:
+            return regions_of(self.proposer, self.config.regions, photos)
+        except ShardError as error:
+            raise ShardError(f"shard {shard}: {error}") from error
+
+    def _given(self, shard: str, base: BaseShard) -> list[np.ndarray] | None:
+        """Boxes of the truth sidecar, where the data set has one."""
+        if not manifest.exists(self.truth):
+            return None
         table = read_sidecar(self.truth, shard, sidecar.PAIRS)
         sidecar.check_aligned(table, base.keys, self.truth.store.path(shard))
         boxes, at = sidecar.list_column(table, "boxes")
@@ -121,6 +150,11 @@ class RegionsStage:
                 self.request.fingerprint,
             )
             commit_sidecar(request, attempt, shard, keys=base.keys, input_digest=digest, timers=timers)
+
+
+def fits(photos: list[Photo], most: int) -> bool:
+    """Whether photos may be held decoded together."""
+    return len(photos) <= most and sum(p.width * p.height for p in photos if p.pixels is not None) <= HELD_PIXELS
 
 
 def upright_size(image: bytes) -> tuple[int, int]:
