@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+JOBS ?= 2
 
 .PHONY: quickstart test test-slow lint bench setup clean
 
@@ -18,10 +19,10 @@ quickstart: $(READY)
 	$(BIN)/villa quickstart configs/quickstart.yaml
 
 test: $(READY)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile
 
 test-slow: $(READY)
-	$(BIN)/python -m pytest -m slow --timeout 1500
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile -m slow --timeout 1500
 
 lint: $(READY)
 	$(BIN)/ruff check .

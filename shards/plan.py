@@ -57,6 +57,7 @@ class Row:
 
 _PATHS = ("file", "text", "json", "source", "member")  # may hold bytes that are not UTF-8
 _TYPES = {"int": pa.int64(), "int | None": pa.int64(), "bytes | None": pa.binary(), "str": pa.string()}
+_OPTIONAL = tuple(f.name for f in fields(Row) if str(f.type).endswith("| None"))
 SCHEMA = pa.schema([(f.name, pa.binary() if f.name in _PATHS else _TYPES[str(f.type)]) for f in fields(Row)])
 
 
@@ -132,7 +133,7 @@ def rows_of(store: Store, shard: str) -> list[Row]:
         raise ShardError(
             f"{store.path(name)} is missing; remove {store.path(NAME)} and run again: the plan is made anew"
         )
-    columns = sidecar.from_bytes(store.read(name), store.path(name), SCHEMA).to_pydict()
+    columns = sidecar.from_bytes(store.read(name), store.path(name), SCHEMA, _OPTIONAL).to_pydict()
     for path in _PATHS:
         columns[path] = [os.fsdecode(p) for p in columns[path]]
     return [Row(*values) for values in zip(*(columns[f.name] for f in fields(Row)), strict=True)]

@@ -79,8 +79,10 @@ def to_bytes(sidecar: pa.Table) -> bytes:
     return sink.getvalue()
 
 
-def from_bytes(data: bytes, place: str, schema: pa.Schema | None = None) -> pa.Table:
-    """Raises: ShardError when `data` is not Parquet, or lacks a column of `schema` or has it in another type."""
+def from_bytes(data: bytes, place: str, schema: pa.Schema | None = None, optional: Sequence[str] = ()) -> pa.Table:
+    """optional: columns that may hold nulls.
+
+    Raises: ShardError when `data` is not Parquet, or lacks a column of `schema` or has it in another type."""
     try:
         found = pq.read_table(io.BytesIO(data))
         names = found.column_names
@@ -90,16 +92,19 @@ def from_bytes(data: bytes, place: str, schema: pa.Schema | None = None) -> pa.T
     if missing:
         raise ShardError(f"sidecar {place} lacks the columns {missing}; it has {names}; redo the stage with --force")
     try:
-        return conformed(found, schema) if schema else found
+        return conformed(found, schema, optional=optional) if schema else found
     except (pa.ArrowException, UnicodeError, ValueError) as error:
         raise ShardError(
             f"sidecar {place} is not as its stage writes it: {error}; redo the stage with --force"
         ) from error
 
 
-def conformed(found: pa.Table, schema: pa.Schema, nullable: Sequence[str] = ()) -> pa.Table:
+def conformed(
+    found: pa.Table, schema: pa.Schema, nullable: Sequence[str] = (), optional: Sequence[str] = ()
+) -> pa.Table:
     """`found` with the columns of `schema` in its types. Files of other writers may differ in the width of a number or
-    have lost the fixed length of a list. nullable: columns that may be null throughout.
+    have lost the fixed length of a list. nullable: columns that may be null throughout;
+    optional: columns that may hold nulls.
 
     Raises: ValueError, or pyarrow's own, where the values do not fit.
     """
@@ -111,7 +116,11 @@ def conformed(found: pa.Table, schema: pa.Schema, nullable: Sequence[str] = ()) 
         if column.type != wanted.type:
             column = _cast(column, wanted)
             found = found.set_column(places[0], wanted.name, column)
-        if _nulls(column) and not (wanted.name in nullable and column.null_count == len(column)):
+        if (
+            wanted.name not in optional
+            and _nulls(column)
+            and not (wanted.name in nullable and column.null_count == len(column))
+        ):
             raise ValueError(f"column {wanted.name!r} holds nulls")
         column.validate(full=True)
     return found

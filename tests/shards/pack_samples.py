@@ -77,7 +77,7 @@ def samples(dst: object) -> dict[str, dict[str, bytes]]:
 def origins(dst: object) -> dict[str, tuple[str, str, int | None]]:
     found = {}
     for path in sorted(Path(str(dst), "origin").glob("0*.parquet")):
-        for row in sidecar.from_bytes(path.read_bytes(), str(path), sidecar.ORIGIN).to_pylist():
+        for row in sidecar.from_bytes(path.read_bytes(), str(path), sidecar.ORIGIN, ("row",)).to_pylist():
             found[row["key"]] = (row["file"], row["member"], row["row"])
     return found
 
