@@ -6,7 +6,7 @@ samples' hashes in order, so that a partition of the hash space is one range rea
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
@@ -135,7 +135,7 @@ class ScanWorker:
         gapped = [self.options.prefix_keys or is_gapped(s) for s in samples]  # these are written anew
         if self.options.prefix_keys:
             stem = self.sources.name[at].split(".")[0]
-            samples = [replace(s, key=f"{stem}/{s.key}") for s in samples]
+            samples = [s._replace(key=f"{stem}/{s.key}") for s in samples]
         index = ShardIndex.of(samples, hashes if self.options.hashed else None)
         return Found(index, np.array(gapped, bool), refused, True)
 
