@@ -27,6 +27,7 @@ from shards.store import Store
 from shards.work import Job, RunUnits
 
 RESULT = "reshard.json"
+PROVED_BY = {"hashed": "content", "carried": "recorded content", "unknown": "keys"}
 
 
 class Meter(Protocol):
@@ -235,7 +236,7 @@ class Reshard:
             "duplicates": again.count,
             "quarantined": reasons,
             "conserved": True,
-            "proved_by": "content" if self.options.hashed else "keys",
+            "proved_by": PROVED_BY[self.options.contents(self.sources.dataset)],
             "digest": out.hex,
         }
 

@@ -22,8 +22,9 @@ import crash_child
 from crash_child import in_child, marker
 
 import shards.session
-from shards.commit import HashingFile, StageFolder
+from shards.commit import StageFolder
 from shards.digest import fingerprint
+from shards.outfile import HashingFile
 
 CONFIG = {"epsilon": 0.2}
 RACERS, ROUNDS = 8, 4
