@@ -56,7 +56,9 @@ def hashes_of(table: pa.Table, digests: Sequence[bytes]) -> list[int]:
     suffixes = pc.list_flatten(table["suffixes"].combine_chunks()).dictionary_encode()
     names, codes = suffixes.dictionary.to_pylist(), suffixes.indices.to_pylist()
     counts = pc.list_value_length(table["suffixes"]).to_pylist()
-    laid: dict[tuple[int, ...], list[tuple[int, bytes]]] = {}  # members in order of suffix, with what precedes each digest
+    laid: dict[
+        tuple[int, ...], list[tuple[int, bytes]]
+    ] = {}  # members in order of suffix, with what precedes each digest
     found, at = [], 0
     for key, count in zip(table["key"].to_pylist(), counts, strict=True):
         kind = tuple(codes[at : at + count])

@@ -50,7 +50,9 @@ def plain_headers(headers: UInt8[np.ndarray, "H 512"], sizes: Int[np.ndarray, " 
     kind, after = headers[:, KIND], headers[:, [SIZE.stop - 1, CHECKSUM.start + 6]]
     field = headers[:, SIZE][:, :11].astype(np.int64) - ord("0")
     told = headers[:, CHECKSUM][:, :6].astype(np.int64) - ord("0")
-    digits = ((field >= 0) & (field < 8)).all(1) & ((told >= 0) & (told < 8)).all(1) & ((after == 0) | (after == 32)).all(1)
+    digits = (
+        ((field >= 0) & (field < 8)).all(1) & ((told >= 0) & (told < 8)).all(1) & ((after == 0) | (after == 32)).all(1)
+    )
     found = headers.sum(1, dtype=np.int64) - headers[:, CHECKSUM].sum(1, dtype=np.int64) + 8 * ord(" ")
     known = (headers[:, MAGIC] == _USTAR).all(1) & ((kind == ord("0")) | (kind == 0)) & (headers[:, PREFIX] == 0)
     return np.asarray(digits & known & (told @ _OCTAL[-6:] == found) & (field @ _OCTAL == sizes))

@@ -44,7 +44,6 @@ class Pieces:
             if int(stop[self.source == at].max()) > len(self.files[at].view):
                 raise ShardError(f"{self.places[at]} is shorter than its index says; restore it, then run again")
 
-
     def all_plain(self) -> bool:
         """`shards.reshard.check.all_plain` of all of them."""
         sources = np.unique(self.source).tolist()

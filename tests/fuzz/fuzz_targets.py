@@ -43,7 +43,9 @@ def tar(data: bytes) -> None:
     again = Scan()
     samples = list(group(iter(members), again))
     fast = Scan()
-    assert list(tar_samples(view, io.BytesIO(data), fast)) == list(group(iter(members), whole := Scan(problem=scan.problem)))
+    assert list(tar_samples(view, io.BytesIO(data), fast)) == list(
+        group(iter(members), whole := Scan(problem=scan.problem))
+    )
     assert (sorted(fast.refused), fast.problem) == (sorted(scan.refused + whole.refused), scan.problem)
     for sample in samples:
         assert sample.key.encode() and not sample.key.endswith("/")
