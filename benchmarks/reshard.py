@@ -36,7 +36,6 @@ from shards.store import Store
 from shards.tar import Scan, TarWriter
 from shards.work import run_here
 
-
 COPY, WRITE = "shutil.copyfile", "webdataset -> TarWriter"
 READ, DECODE = "read: webdataset", "decode: webdataset"
 

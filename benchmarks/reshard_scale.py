@@ -29,6 +29,7 @@ from shards.commit import SUFFIX, Marker, Output, StageFolder
 from shards.reshard.options import ReshardOptions
 from shards.reshard.plan import cuts
 from shards.reshard.run import reshard
+from shards.reshard.scanned import Scanned
 from shards.reshard.sources import resolve
 from shards.tar import TarWriter
 from shards.work import run_here
@@ -133,8 +134,10 @@ def markers(root: Path) -> None:
         "fingerprint": ["f" * 16] * MILLION,
     }
     base.store.put(manifest.NAME, sidecar.to_bytes(sidecar.table(manifest.SCHEMA, columns)))
-    outputs = (Output("000000.tar", ".attempts/x/000000.tar", 400_000_000, "0" * 64),)
-    data = Marker("000000", "base", "f" * 16, "", 4000, "0" * 32, outputs, 4000).to_bytes()
+    outputs = (Output("config.json", ".attempts/x/000000.tar", 2, "0" * 64),)
+    counts = {"bytes": 400_000_000, "rows": 4000}
+    made = Marker("000000", "base", "", "", 4000, "0" * 32, outputs, 4000, {}, "0", "0", "0", counts)
+    data = made.to_bytes()
     done = StageFolder(str(root / "out"), "base")
     Path(done.store.path()).mkdir(parents=True)
     for name in names:
@@ -153,7 +156,12 @@ def markers(root: Path) -> None:
     many, sizes = np.full(MILLION, 4000), np.full(MILLION, 400_000_000)
     timed("plan the new shards", lambda: sum(1 for _ in cuts(many, sizes, lambda at: lengths, 10_000, 512 << 20)))
     timed("finish moves, list what is done", lambda: (done.settle_all(), len(set(done.shards_done()))))
-    timed("read all markers", lambda: [done.marker(name).samples for name in names])
+    done.store.put("config.json", b"{}")
+    listed = timed("a stage: list its files with their sizes", done.store.list_sizes)
+    timed("a stage: look at what is done", lambda: [n for n in names if done.damaged(n, content=False, sizes=listed)])
+    del listed
+    timed("a reshard: take up what was scanned", lambda: Scanned.read(done, names).sound)
+    timed("write the manifest", lambda: manifest.write(done, names))
 
 
 if __name__ == "__main__":

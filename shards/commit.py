@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import secrets
 import tempfile
 import time
@@ -322,14 +321,19 @@ class StageFolder:
                         "remove the marker and run again to redo the shard"
                     ) from None
 
-    def damaged(self, shard: str, *, content: bool) -> str:
+    def damaged(self, shard: str, *, content: bool, bound: str = "", sizes: Mapping[str, int] | None = None) -> str:
         """Why a committed shard's files cannot be used; empty for good ones. Sizes are looked at, and with `content` the
-        sha256 too."""
+        sha256 too.
+
+        bound: the fingerprint its marker must have. sizes: of this folder's files, as listed just now, to ask for fewer.
+        """
         try:
-            outputs = self.marker(shard).outputs
+            marker = self.marker(shard)
         except ShardError as error:
             return str(error)
-        for output in outputs:
+        for output in marker.outputs:
+            if not content and sizes and sizes.get(output.file) == output.bytes:
+                continue
             name, size = self.find(output)
             place = self.store.path(name)
             if size is None:
@@ -338,6 +342,8 @@ class StageFolder:
                 return f"{place} has {size} bytes, its marker says {output.bytes}: it was cut or changed"
             if content and output.sha256 and self._sha256(name) != output.sha256:
                 return f"{place} no longer has the content its marker recorded"
+        if bound and marker.fingerprint != bound:
+            return f"shard {shard} of {self.store.path()} was committed under another config"
         return ""
 
     def _sha256(self, name: str) -> str:

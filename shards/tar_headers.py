@@ -19,7 +19,9 @@ _OCTAL = 8 ** np.arange(10, -1, -1, dtype=np.int64)
 def plain_run(data: memoryview, at: int, most: int) -> tuple[list[int], list[int], list[bytes]]:
     """(place, size, name) of up to `most` members from the header at byte `at` on, each with a plain header and lying whole
     in `data`; as many as follow each other."""
-    starts, sizes, total = [], [], len(data)
+    starts: list[int] = []
+    sizes: list[int] = []
+    total = len(data)
     while len(starts) < most and at + BLOCK <= total:
         digits = bytes(data[at + 124 : at + 135])
         if not digits.isdigit() or b"8" in digits or b"9" in digits:
