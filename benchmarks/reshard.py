@@ -3,13 +3,15 @@
     python -m benchmarks.reshard [--sample-bytes 30000] [--total-mb 400] [--folder /tmp]
 
 Medians of `--rounds`, all in one run. Sources are a data set of ours with digests in its index, and the same bytes as
-plain tars. The synthetic samples are random bytes: nothing is decoded by any of them.
+plain tars, in shards of 200 MB. Their samples are random bytes, which nothing decodes; what decodes reads JPEGs of noise and
+gradients instead. Everything that reshards waits for the disk (fsync) before it is done; copyfile and webdataset do not.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import io
 import json
 import random
 import shutil
@@ -20,16 +22,22 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import webdataset
+from PIL import Image
 
 from shards import manifest
 from shards.commit import StageFolder
-from shards.reader import BaseShard, scan_tar
+from shards.decode import decode_image, image_member, sample_text
+from shards.reader import BaseShard, scan_tar, view_tar
 from shards.reshard.options import ReshardOptions
 from shards.reshard.run import reshard
 from shards.store import Store
 from shards.tar import Scan, TarWriter
 from shards.work import run_here
+
+COPY, WRITE = "shutil.copyfile", "webdataset -> TarWriter"
+READ, DECODE = "read: webdataset", "decode: webdataset"
 
 
 class NoMeter:
@@ -57,6 +65,21 @@ def make_tars(folder: Path, total: int, sample_bytes: int, shard_bytes: int) -> 
             tar.close()
 
 
+def make_photos(folder: Path, count: int) -> None:
+    """JPEGs of 640 x 480 with some 65 kB, and captions, in one tar."""
+    rng = np.random.default_rng(0)
+    folder.mkdir(parents=True)
+    across = np.linspace(0, 200, 640)[None, :, None] + np.linspace(0, 55, 480)[:, None, None]
+    with open(folder / "00000.tar", "wb") as f:
+        tar = TarWriter(f)
+        for key in range(count):
+            pixels = np.clip(across + rng.normal(0, 12, (480, 640, 3)), 0, 255).astype(np.uint8)
+            Image.fromarray(pixels).save(found := io.BytesIO(), "jpeg", quality=75)
+            tar.add(f"{key:06d}.jpg", found.getvalue())
+            tar.add(f"{key:06d}.txt", b"a caption of some words")
+        tar.close()
+
+
 def ours(src: str, dst: Path, **options: Any) -> dict[str, Any]:
     shutil.rmtree(dst, ignore_errors=True)
     return reshard(src, ReshardOptions(str(dst), max_bytes=256 << 20, **options), run_here, no_meter)
@@ -80,11 +103,19 @@ def read_ours(dataset: str) -> int:
     return sum(len(m["jpg"]) for s in manifest.read(base).shards for _, m in BaseShard(base, s).samples())
 
 
-def read_foreign(folder: Path) -> int:
-    total = 0
-    for path in sorted(folder.glob("*.tar")):
-        total += sum(len(m["jpg"]) for _, m in scan_tar(Store(str(folder)), path.name, Scan()))
+def read_batches(dataset: str, size: int = 32) -> int:
+    """As training reads: by index, in runs of rows."""
+    base, total = StageFolder(dataset, "base"), 0
+    for name in manifest.read(base).shards:
+        shard = BaseShard(base, name)
+        for row in range(0, len(shard), size):
+            total += sum(len(m["jpg"]) for m in shard.batch(range(row, min(row + size, len(shard)))))
     return total
+
+
+def read_foreign(folder: Path, read: Callable[..., Iterator[Any]]) -> int:
+    tars = sorted(folder.glob("*.tar"))
+    return sum(len(m["jpg"]) for path in tars for _, m in read(Store(str(folder)), path.name, Scan()))
 
 
 def read_webdataset(folder: Path) -> int:
@@ -92,10 +123,28 @@ def read_webdataset(folder: Path) -> int:
     return sum(len(s["jpg"]) for s in webdataset.WebDataset(urls, shardshuffle=False))
 
 
-def cpu_seconds(work: Callable[[], object]) -> float:
-    start = time.process_time()
+def decode_webdataset(folder: Path) -> int:
+    urls = [str(p) for p in sorted(folder.glob("*.tar"))]
+    found = webdataset.WebDataset(urls, shardshuffle=False).decode("rgb8")
+    return sum(s["jpg"].shape[0] + len(s["txt"]) for s in found)
+
+
+def decode_foreign(folder: Path) -> int:
+    found = (m for p in sorted(folder.glob("*.tar")) for _, m in scan_tar(Store(str(folder)), p.name, Scan()))
+    return sum(decode_image(image_member(m)).shape[0] + len(sample_text(m)) for m in found)
+
+
+def decode_ours(dataset: str) -> int:
+    base = StageFolder(dataset, "base")
+    found = (m for s in manifest.read(base).shards for _, m in BaseShard(base, s).samples())
+    return sum(decode_image(image_member(m)).shape[0] + len(sample_text(m)) for m in found)
+
+
+def measured(work: Callable[[], object]) -> tuple[float, float]:
+    """Seconds of CPU, and of the clock."""
+    cpu, clock = time.process_time(), time.perf_counter()
     work()
-    return time.process_time() - start
+    return time.process_time() - cpu, time.perf_counter() - clock
 
 
 def main() -> None:
@@ -109,34 +158,46 @@ def main() -> None:
         root = Path(name)
         tars = root / "tars"
         make_tars(tars, given.total_mb * 1_000_000, given.sample_bytes, 200_000_000)
-        data = str(root / "data")
+        data, photos, known = str(root / "data"), root / "photos", str(root / "known")
         ours(str(tars), root / "data")
+        make_photos(photos, 500)
+        ours(str(photos), root / "known")
         size = sum(p.stat().st_size for p in tars.glob("*.tar")) / 1e6
+        pictures = sum(p.stat().st_size for p in photos.glob("*.tar")) / 1e6
         works: dict[str, Callable[[], object]] = {
-            "shutil.copyfile": lambda: copy(tars, root / "copied"),
-            "webdataset -> TarWriter": lambda: by_webdataset(tars, root / "w.tar"),
-            "reshard, keys proved": lambda: ours(data, root / "out", hashed=False),
-            "reshard, sha256 and contents proved": lambda: ours(data, root / "out"),
-            "reshard of foreign tars, keys proved": lambda: ours(str(tars), root / "out", hashed=False),
-            "reshard of foreign tars, contents proved": lambda: ours(str(tars), root / "out"),
-            "reshard with a global shuffle, keys proved": lambda: ours(data, root / "out", hashed=False, shuffle=1),
-            "read raw: webdataset": lambda: read_webdataset(tars),
-            "read raw: ours, any tar": lambda: read_foreign(tars),
-            "read raw: ours, data set, sha256 checked": lambda: read_ours(data),
+            COPY: lambda: copy(tars, root / "copied"),
+            WRITE: lambda: by_webdataset(tars, root / "w.tar"),
+            "reshard, --no-hash (keys proved)": lambda: ours(data, root / "out", hashed=False),
+            "reshard, --trust-digests (sha256)": lambda: ours(data, root / "out", trusted=True),
+            "reshard (sha256, contents proved)": lambda: ours(data, root / "out"),
+            "reshard of foreign tars, --no-hash": lambda: ours(str(tars), root / "out", hashed=False),
+            "reshard of foreign tars, --trust-digests": lambda: ours(str(tars), root / "out", trusted=True),
+            "reshard of foreign tars": lambda: ours(str(tars), root / "out"),
+            "reshard --shuffle 1 --no-hash": lambda: ours(data, root / "out", hashed=False, shuffle=1),
+            READ: lambda: read_webdataset(tars),
+            "read: ours, any tar, views of it": lambda: read_foreign(tars, view_tar),
+            "read: ours, any tar, copies": lambda: read_foreign(tars, scan_tar),
+            "read: ours, data set by index, batches of 32": lambda: read_batches(data),
+            "read: ours, data set, sha256 checked": lambda: read_ours(data),
+            DECODE: lambda: decode_webdataset(photos),
+            "decode: ours, any tar": lambda: decode_foreign(photos),
+            "decode: ours, data set, sha256 checked": lambda: decode_ours(known),
         }
-        seconds: dict[str, list[float]] = {n: [] for n in works}
+        seconds: dict[str, list[tuple[float, float]]] = {n: [] for n in works}
         for _ in range(given.rounds):
             for what, work in works.items():
-                seconds[what].append(cpu_seconds(work))
-        median = {n: statistics.median(s) for n, s in seconds.items()}
-    print(f"{size:.0f} MB, {given.sample_bytes} bytes an image, CPU seconds, median of {given.rounds}")
-    for what, value in median.items():
-        over = median["read raw: webdataset"] if what.startswith("read") else median["webdataset -> TarWriter"]
-        print(
-            f"{what:<46}{value:8.2f} s {size / value:8.0f} MB/s {over / value:7.1f}x webdataset "
-            f"{median['shutil.copyfile'] / value:7.2f}x copyfile"
-        )
-    print(json.dumps({n: round(v, 4) for n, v in median.items()}))
+                seconds[what].append(measured(work))
+        cpu = {n: statistics.median(s for s, _ in each) for n, each in seconds.items()}
+        clock = {n: statistics.median(s for _, s in each) for n, each in seconds.items()}
+    print(f"{size:.0f} MB, {given.sample_bytes} bytes an image, median of {given.rounds}")
+    print(f"{'':<46}{'CPU s':>8}{'clock s':>9}{'MB per CPU s':>14}{'x webdataset':>14}{'x copyfile':>12}")
+    for what, value in cpu.items():
+        kind = what.split(":")[0]
+        over = cpu[{"read": READ, "decode": DECODE}.get(kind, WRITE)]
+        rate = (pictures if kind == "decode" else size) / value
+        against = f"{cpu[COPY] / value:12.2f}" if kind not in ("read", "decode") else ""
+        print(f"{what:<46}{value:8.3f}{clock[what]:9.2f}{rate:14.0f}{over / value:14.2f}{against}")
+    print(json.dumps({n: round(v, 4) for n, v in cpu.items()}))
 
 
 if __name__ == "__main__":

@@ -16,19 +16,18 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import secrets
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import Any, BinaryIO
+from typing import Any
 
 from shards.digest import difference, fingerprint, sha256
 from shards.errors import ShardError, StaleStageError, VillaError, storage_errors
+from shards.outfile import HashingFile as HashingFile
 from shards.retry import Budget
 from shards.store import ORPHAN_SECONDS, Store, is_orphan, owner, remove_orphans
 
@@ -95,69 +94,6 @@ class Marker:
             ) from error
 
 
-class HashingFile:
-    """A binary file that counts and (if `hashed`) hashes what is written, and is on the disk when closed."""
-
-    def __init__(self, path: str, *, hashed: bool = True) -> None:
-        self._file: BinaryIO = open(path, "wb", buffering=1 << 20)  # noqa: SIM115
-        self._hash = hashlib.sha256() if hashed else None
-        self.path = path
-        self.bytes = 0
-
-    def write(self, data: bytes | memoryview) -> int:
-        with storage_errors(self.path):
-            self._file.write(data)
-        if self._hash is not None:
-            self._hash.update(data)
-        self.bytes += len(data)
-        return len(data)
-
-    def copy_from(self, source: BinaryIO, offset: int, length: int) -> None:
-        """Append a range of a local file that is not hashed, inside the kernel where it can."""
-        assert self._hash is None
-        with storage_errors(self.path):
-            self._file.flush()
-            done = 0
-            while done < length:
-                count = copy_range(source.fileno(), self._file.fileno(), length - done, offset + done)
-                if count == 0:
-                    raise ShardError(f"{source.name} was cut while it was copied to {self.path}; restore the file")
-                done += count
-        self.bytes += length
-
-    def tell(self) -> int:
-        return self.bytes
-
-    def flush(self) -> None:
-        with storage_errors(self.path):
-            self._file.flush()
-
-    def writable(self) -> bool:
-        return True
-
-    def readable(self) -> bool:
-        return False
-
-    def seekable(self) -> bool:
-        return False
-
-    @property
-    def closed(self) -> bool:
-        return self._file.closed
-
-    def close(self) -> None:
-        if self._file.closed:
-            return
-        with storage_errors(self.path):
-            self._file.flush()
-            os.fsync(self._file.fileno())
-            self._file.close()
-
-    @property
-    def sha256(self) -> str:
-        return self._hash.hexdigest() if self._hash is not None else ""
-
-
 def _make_folder(folder: Path, tries: int = 5) -> None:
     """A folder and its parents, one of which another process may remove meanwhile, where it tidies up what is empty."""
     for left in reversed(range(tries)):
@@ -167,13 +103,6 @@ def _make_folder(folder: Path, tries: int = 5) -> None:
         except FileNotFoundError:
             if not left:
                 raise
-
-
-def copy_range(source: int, target: int, length: int, offset: int) -> int:
-    """Copy up to `length` bytes from `offset` of one descriptor to the end of another; returns how many."""
-    if sys.platform == "linux":
-        return os.sendfile(target, source, offset, min(length, 1 << 30))
-    return os.write(target, os.pread(source, min(length, 1 << 20), offset))
 
 
 class Attempt:
@@ -230,12 +159,12 @@ class Attempt:
             return self.stage.store.exists(self.shard + SUFFIX)
         return any(o.attempt.startswith(f"{self.name}/") for o in outputs)
 
-    def open(self, file: str, *, hashed: bool = True) -> HashingFile:
-        """A writer for the output that will be called `file` in the stage's folder."""
+    def open(self, file: str, *, hashed: bool = True, direct: bool = False) -> HashingFile:
+        """A writer for the output that will be called `file` in the stage's folder. direct: nothing reads it soon."""
         path = self._scratch / file
         with storage_errors(str(path)):
             path.parent.mkdir(parents=True, exist_ok=True)
-            self._files[file] = HashingFile(str(path), hashed=hashed)
+            self._files[file] = HashingFile(str(path), hashed=hashed, direct=direct and self.stage.store.local)
         return self._files[file]
 
     def write(self, file: str, data: bytes) -> None:
@@ -392,14 +321,19 @@ class StageFolder:
                         "remove the marker and run again to redo the shard"
                     ) from None
 
-    def damaged(self, shard: str, *, content: bool) -> str:
+    def damaged(self, shard: str, *, content: bool, bound: str = "", sizes: Mapping[str, int] | None = None) -> str:
         """Why a committed shard's files cannot be used; empty for good ones. Sizes are looked at, and with `content` the
-        sha256 too."""
+        sha256 too.
+
+        bound: the fingerprint its marker must have. sizes: of this folder's files, as listed just now, to ask for fewer.
+        """
         try:
-            outputs = self.marker(shard).outputs
+            marker = self.marker(shard)
         except ShardError as error:
             return str(error)
-        for output in outputs:
+        for output in marker.outputs:
+            if not content and sizes and sizes.get(output.file) == output.bytes:
+                continue
             name, size = self.find(output)
             place = self.store.path(name)
             if size is None:
@@ -408,6 +342,8 @@ class StageFolder:
                 return f"{place} has {size} bytes, its marker says {output.bytes}: it was cut or changed"
             if content and output.sha256 and self._sha256(name) != output.sha256:
                 return f"{place} no longer has the content its marker recorded"
+        if bound and marker.fingerprint != bound:
+            return f"shard {shard} of {self.store.path()} was committed under another config"
         return ""
 
     def _sha256(self, name: str) -> str:

@@ -70,7 +70,8 @@ def upright_size(data: bytes) -> tuple[int, int]:
 
 def _to_rgb(image: Image.Image) -> np.ndarray:
     image.load()
-    upright = ImageOps.exif_transpose(image)
+    ImageOps.exif_transpose(image, in_place=True)  # a copy for nothing where it stands upright
+    upright = image
     if upright.mode in ("I;16", "I;16B", "I;16L", "I", "F"):
         values = np.asarray(upright)
         grey = _rescale(values)
@@ -79,7 +80,7 @@ def _to_rgb(image: Image.Image) -> np.ndarray:
     if upright.mode in ("RGBA", "LA", "PA") or "transparency" in upright.info:
         rgba = upright.convert("RGBA")
         upright = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba)
-    return np.asarray(upright.convert("RGB"))
+    return np.asarray(upright if upright.mode == "RGB" else upright.convert("RGB"))
 
 
 def _rescale(values: np.ndarray) -> np.ndarray:

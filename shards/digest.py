@@ -32,9 +32,13 @@ def member_digest(data: bytes | memoryview) -> bytes:
 
 def hash_of(key: str, digests: Iterable[tuple[str, bytes]]) -> int:
     """`sample_hash` from the members' digests."""
-    parts = [key.encode("utf-8", "surrogateescape")]
-    parts += [b"\0" + suffix.encode() + b"\0" + digest for suffix, digest in sorted(digests, key=_suffix)]
-    return int.from_bytes(hashlib.blake2b(b"".join(parts), digest_size=16).digest(), "big")
+    return digest_of(key, [b"\0" + suffix.encode() + b"\0" + digest for suffix, digest in sorted(digests, key=_suffix)])
+
+
+def digest_of(key: str, parts: Iterable[bytes]) -> int:
+    """`hash_of` where `parts` are the members' suffixes and digests, laid out already."""
+    text = key.encode("utf-8", "surrogateescape") + b"".join(parts)
+    return int.from_bytes(hashlib.blake2b(text, digest_size=16).digest(), "big")
 
 
 def _suffix(member: tuple[str, bytes]) -> str:

@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from shards.digest import hash_of
+from shards.digest import digest_of
 from shards.errors import ShardError
 from shards.sidecar import conformed, list_column
 from shards.tar import Sample
@@ -49,6 +49,25 @@ def flat(column: pa.ChunkedArray) -> pa.Array:
     """The entries of a list column, end to end."""
     found = pc.list_flatten(column)
     return found.combine_chunks() if isinstance(found, pa.ChunkedArray) else found
+
+
+def hashes_of(table: pa.Table, digests: Sequence[bytes]) -> list[int]:
+    """`shards.digest.hash_of` of each row of an index table whose M members have these digests."""
+    suffixes = pc.list_flatten(table["suffixes"].combine_chunks()).dictionary_encode()
+    names, codes = suffixes.dictionary.to_pylist(), suffixes.indices.to_pylist()
+    counts = pc.list_value_length(table["suffixes"]).to_pylist()
+    laid: dict[
+        tuple[int, ...], list[tuple[int, bytes]]
+    ] = {}  # members in order of suffix, with what precedes each digest
+    found, at = [], 0
+    for key, count in zip(table["key"].to_pylist(), counts, strict=True):
+        kind = tuple(codes[at : at + count])
+        if kind not in laid:
+            order = sorted(range(count), key=lambda i: names[kind[i]])
+            laid[kind] = [(i, b"\0" + names[kind[i]].encode() + b"\0") for i in order]
+        found.append(digest_of(key, [part for i, name in laid[kind] for part in (name, digests[at + i])]))
+        at += count
+    return found
 
 
 class ShardIndex:
@@ -114,8 +133,7 @@ class ShardIndex:
 
     def sample_hashes(self) -> list[int]:
         """`shards.digest.sample_hash` of each sample, from the digests of its members."""
-        rows = zip(self.keys, self.suffixes, self.member_digests(), strict=True)
-        return [hash_of(key, zip(suffixes, digests, strict=True)) for key, suffixes, digests in rows]
+        return hashes_of(self.table, self.flat_digests())
 
     def take(self, rows: np.ndarray, offsets: np.ndarray) -> ShardIndex:
         """The samples `rows`, in that order, as they lie in another tar that has them at `offsets`."""

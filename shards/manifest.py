@@ -68,16 +68,19 @@ def write(stage: StageFolder, shards: Sequence[str]) -> Manifest:
 
     Raises: StaleStageError when a marker is not of the config that the folder is bound to.
     """
-    markers = [stage.marker(s) for s in sorted(shards)]
-    bound = stage.bound_to()
-    strangers = [m.shard for m in markers if bound and m.fingerprint != bound]
+    bound, strangers = stage.bound_to(), []
+    columns: dict[str, list[Any]] = {name: [] for name in SCHEMA.names}  # a marker is dropped when it was read
+    for shard in sorted(shards):
+        marker = stage.marker(shard)
+        if bound and marker.fingerprint != bound:
+            strangers.append(shard)
+        for name, value in row_of(marker).items():
+            columns[name].append(value)
     if strangers:
         raise StaleStageError(
             f"{stage.store.path()} holds {len(strangers)} shards committed under another config, such as {strangers[0]} (a "
             "worker of an earlier run came back late); repeat with --force to redo the stage"
         )
-    rows = [row_of(m) for m in markers]
-    columns = {name: [row[name] for row in rows] for name in SCHEMA.names}
     stage.store.put(NAME, sidecar.to_bytes(sidecar.table(SCHEMA, columns)))
     return read(stage)
 

@@ -15,7 +15,7 @@ from shards.errors import ShardError
 from shards.index import ShardIndex
 from shards.ranges import Range
 from shards.store import Store
-from shards.tar import Sample, Scan, group, walk
+from shards.tar import Sample, Scan, tar_samples
 
 
 def scan_tar(store: Store, name: str, scan: Scan) -> Iterator[tuple[Sample, dict[str, bytes]]]:
@@ -23,6 +23,12 @@ def scan_tar(store: Store, name: str, scan: Scan) -> Iterator[tuple[Sample, dict
 
     From an object store the tar is fetched into a temporary file, which is gone when the generator ends or is left.
     """
+    for sample, members in view_tar(store, name, scan):
+        yield sample, {suffix: bytes(data) for suffix, data in members.items()}
+
+
+def view_tar(store: Store, name: str, scan: Scan) -> Iterator[tuple[Sample, dict[str, memoryview]]]:
+    """The same without a copy: the members' bytes where they lie in the mapped tar, which stays mapped while one is held."""
     try:
         file = store.open(name)
     except (FileNotFoundError, IsADirectoryError):
@@ -33,15 +39,10 @@ def scan_tar(store: Store, name: str, scan: Scan) -> Iterator[tuple[Sample, dict
         if os.fstat(file.fileno()).st_size == 0:
             scan.problem = "empty file, no tar header"
             return
-        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped, memoryview(mapped) as view:
-            for sample in group(walk(view, file, scan), scan):
-                yield (
-                    sample,
-                    {
-                        s: bytes(view[m.offset : m.offset + m.size])
-                        for s, m in zip(sample.suffixes, sample.members, strict=True)
-                    },
-                )
+        view = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+        for sample in tar_samples(view, file, scan):
+            _, members, suffixes = sample
+            yield sample, {s: view[at : at + n] for s, (_, _, at, n) in zip(suffixes, members, strict=True)}
 
 
 class BaseShard:

@@ -22,7 +22,7 @@ from shards.index import ShardIndex
 from shards.places import Place, look_at, open_tar
 from shards.reader import read_committed
 from shards.store import Store
-from shards.tar import Sample, Scan, group, walk
+from shards.tar import Sample, Scan, tar_samples
 from shards.verify_sidecar import SCHEMAS
 from shards.work import RunUnits
 
@@ -157,7 +157,7 @@ def tally_shard(folders: Sequence[StageFolder], shard: str, sampled: bool) -> Ta
 def tally_tar(store: Store, name: str, sampled: bool) -> Tally:
     tally, scan = Tally(), Scan()
     with open_tar(store, name) as (view, file):
-        samples = list(group(walk(view, file, scan), scan))
+        samples = list(tar_samples(view, file, scan))
         tally.numbers["tars/bytes"] += len(view)
     tally.numbers["tars/shards"] += 1
     tally.numbers["tars/samples"] += len(samples)
@@ -189,7 +189,7 @@ def _look_inside(store: Store, name: str, tally: Tally) -> None:
     """Texts and image headers of one tar."""
     scan, words, sizes = Scan(), [], []
     with open_tar(store, name) as (view, file):
-        for sample in group(walk(view, file, scan), scan):
+        for sample in tar_samples(view, file, scan):
             members = _members(view, sample)
             try:
                 words.append(len(sample_text(members).split()))

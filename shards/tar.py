@@ -1,7 +1,7 @@
 """WebDataset tars: a deterministic writer and a header-walking reader.
 
 Writer: ustar, members in the order given, mtime 0, no owner, so equal samples give equal bytes.
-Reader: walks 512-byte headers over a memory map without creating an object per block. Headers it does not
+Reader: walks 512-byte headers over a memory map, plain ones many at a time. Headers it does not
 know (PAX, GNU long names, base-256 sizes, sparse files) send the whole shard through `tarfile`, which is
 slower and knows them all. Links, devices and keys with `..` are refused with a reason, never followed.
 
@@ -12,13 +12,18 @@ from __future__ import annotations
 
 import re
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple
 
-BLOCK = 512
+from shards.tar_headers import BLOCK as BLOCK
+from shards.tar_headers import plain_run
+
 END = b"\0" * (2 * BLOCK)
 _CHECKSUM = slice(148, 156)
+TOGETHER = 256  # plain headers looked at together
+_SIGNS = ("..", "/.", "\n.", "\n/", "/\n", "\n\n")  # one is in any refused name, a folder's and one with ./ before it
+_new = tuple.__new__  # of a named tuple, without the call between
 _REGULAR = (b"0", b"\0", b"7")
 _SKIPPED = (b"5",)  # a folder
 _FALLBACK = (b"x", b"g", b"L", b"K", b"S", b"X", b"N", b"A")
@@ -28,8 +33,7 @@ _LONG_NUMBER = re.compile(rb"\d{256}")
 _REFUSED = {b"1": "link", b"2": "link", b"3": "device", b"4": "device", b"6": "device"}
 
 
-@dataclass(frozen=True, slots=True)
-class Member:
+class Member(NamedTuple):
     """One regular file in a tar: `start` is its header's offset, `offset`/`size` its content, in bytes."""
 
     name: str
@@ -38,8 +42,7 @@ class Member:
     size: int
 
 
-@dataclass(frozen=True, slots=True)
-class Sample:
+class Sample(NamedTuple):
     """Members that share a key, in tar order. `suffixes` are lower case, without the first dot."""
 
     key: str
@@ -116,12 +119,17 @@ def split_name(name: str) -> tuple[str, str]:
 def refusal(name: str) -> str:
     """Why a member's name is refused, or an empty string. Nothing is ever extracted to disk; the keys
     still become file names in other people's tools."""
-    parts = name.split("/")
-    if name.startswith("/") or ".." in parts:
+    last = name
+    if "/" in name:
+        parts = name.split("/")
+        last = parts[-1]
+        if not parts[0] or ".." in parts:
+            return "unsafe_key"
+    elif name == "..":
         return "unsafe_key"
     if not name.isprintable():
         return "unprintable_key"
-    if not parts[-1] or parts[-1].startswith("."):
+    if not last or last[0] == ".":
         return "no_key"
     return ""
 
@@ -131,12 +139,33 @@ def walk(data: memoryview, file: BinaryIO, scan: Scan) -> Iterator[Member]:
 
     A damaged tar ends the walk and says so in `scan.problem`; members before the damage are sound.
     """
+    for members, _ in _runs(data, file, scan):
+        yield from members
+
+
+def tar_samples(data: memoryview, file: BinaryIO, scan: Scan) -> Iterator[Sample]:
+    """The samples of a tar: what `group` makes of `walk`."""
+    return _group(_runs(data, file, scan), scan)
+
+
+Run = tuple[Iterable[Member], bool]  # members that follow each other, and whether their names are known to be accepted
+
+
+def _runs(data: memoryview, file: BinaryIO, scan: Scan) -> Iterator[Run]:
     total, at = len(data), 0
     for magic, name in _COMPRESSED.items():
         if data[: len(magic)] == magic:
             scan.problem = f"compressed by {name}, no plain tar; unpack it to a .tar first"
             return
+    most = TOGETHER
     while at + BLOCK <= total:
+        starts, sizes, names = plain_run(data, at, most)
+        if starts:
+            yield _members(starts, sizes, names)
+            at = starts[-1] + BLOCK + padded(sizes[-1])
+            most = min(2 * most, TOGETHER)
+            continue
+        most = 1  # few are plain here
         if data[at] == 0 and not any(data[at : at + BLOCK]):
             if not _rest_is_zero(data, at):
                 scan.problem = (
@@ -146,7 +175,7 @@ def walk(data: memoryview, file: BinaryIO, scan: Scan) -> Iterator[Member]:
         block = bytes(data[at : at + BLOCK])
         kind = block[156:157]
         if block[257:262] != b"ustar" or kind in _FALLBACK or block[124] & 0x80:
-            yield from _walk_tarfile(data, file, at, scan)
+            yield _walk_tarfile(data, file, at, scan), False
             return
         try:
             recorded, size = octal(block[_CHECKSUM]), octal(block[124:136])
@@ -165,13 +194,28 @@ def walk(data: memoryview, file: BinaryIO, scan: Scan) -> Iterator[Member]:
             scan.problem = f"cut at byte {total}, inside member {name!r} of {size} bytes at byte {at}"
             return
         if kind in _REGULAR and not name.endswith("/"):
-            yield Member(name.removeprefix("./"), at, at + BLOCK, size)
+            yield [Member(name.removeprefix("./"), at, at + BLOCK, size)], False
         elif kind not in _SKIPPED and not name.endswith("/"):
             scan.refused.append((name, _REFUSED.get(kind, "unknown_member_type")))
         at += BLOCK + padded(size)
     scan.problem = (
         f"cut at byte {total}: the end-of-archive blocks are missing" if total else "empty file, no tar header"
     )
+
+
+def _members(starts: list[int], sizes: list[int], names: list[bytes]) -> Run:
+    """Members with plain headers. Names are looked at together: a text without the signs of a refusal holds none."""
+    text = b"\n".join(names).decode("utf-8", "surrogateescape")
+    lines, framed = text.split("\n"), f"\n{text}\n"
+    plain = len(lines) == len(names) and not any(sign in framed for sign in _SIGNS) and "".join(lines).isprintable()
+    if plain:
+        return [_new(Member, (n, at, at + BLOCK, size)) for n, at, size in zip(lines, starts, sizes, strict=True)], True
+    decoded = (raw.decode("utf-8", "surrogateescape") for raw in names)
+    return [
+        Member(name.removeprefix("./"), at, at + BLOCK, size)
+        for name, at, size in zip(decoded, starts, sizes, strict=True)
+        if not name.endswith("/")  # a folder, as old writers have it
+    ], False
 
 
 def octal(digits: bytes) -> int:
@@ -232,24 +276,33 @@ def _walk_tarfile(data: memoryview, file: BinaryIO, start: int, scan: Scan) -> I
         scan.problem = f"damaged header, or members behind the end of archive, at byte {previous}"
 
 
-def group(members: Iterator[Member], scan: Scan) -> Iterator[Sample]:
+def group(members: Iterable[Member], scan: Scan) -> Iterator[Sample]:
     """Runs of members with one key. A suffix met twice in a run starts another sample of the same key.
 
     The last run of a damaged tar may lack members that came after the damage, so it is refused, not handed out.
     """
+    return _group([(members, False)], scan)
+
+
+def _group(runs: Iterable[Run], scan: Scan) -> Iterator[Sample]:
     key, run, suffixes = "", [], []  # type: tuple[str, list[Member], list[str]]
-    for member in members:
-        reason = refusal(member.name)
-        if reason:
-            scan.refused.append((member.name, reason))
-            continue
-        member_key, suffix = split_name(member.name)
-        if run and (member_key != key or suffix in suffixes):
-            yield Sample(key, tuple(run), tuple(suffixes))
-            run, suffixes = [], []
-        key = member_key
-        run.append(member)
-        suffixes.append(suffix)
+    for members, accepted in runs:
+        for member in members:
+            name = member[0]
+            if not accepted and (reason := refusal(name)):
+                scan.refused.append((name, reason))
+                continue
+            if "/" in name:
+                member_key, suffix = split_name(name)
+            else:
+                member_key, _, suffix = name.partition(".")
+                suffix = suffix.lower()
+            if run and (member_key != key or suffix in suffixes):
+                yield _new(Sample, (key, tuple(run), tuple(suffixes)))
+                run, suffixes = [], []
+            key = member_key
+            run.append(member)
+            suffixes.append(suffix)
     if run and scan.problem:
         scan.refused.append((key, "incomplete_sample"))
     elif run:

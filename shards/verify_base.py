@@ -27,7 +27,7 @@ from shards.digest import SampleDigest, hash_of, keys_digest, member_digest
 from shards.errors import ShardError
 from shards.findings import Findings
 from shards.index import ShardIndex
-from shards.tar import END, Sample, Scan, group, walk
+from shards.tar import END, Sample, Scan, tar_samples
 
 RESTORE = "restore the file, or redo the ingest stage with --force"
 Size = tuple[int, int] | None  # width and height of an image, where they are known
@@ -64,7 +64,7 @@ def walk_tar(
     """
     scan, samples, digests, known = Scan(), [], [], []
     content = SampleDigest()
-    for sample in group(walk(view, file, scan), scan):
+    for sample in tar_samples(view, file, scan):
         samples.append(sample)
         members = {s: view[m.offset : m.offset + m.size] for s, m in zip(sample.suffixes, sample.members, strict=True)}
         if ours:

@@ -189,10 +189,9 @@ class Pipeline:
         bound: the config's fingerprint, which every marker must have.
         """
         sound = set()
+        sizes = output.store.list_sizes() if shards else {}
         for shard in shards:
-            trouble = output.damaged(shard, content=self.force)
-            if not trouble and output.marker(shard).fingerprint != bound:
-                trouble = f"shard {shard} of {output.store.path()} was committed under another config"
+            trouble = output.damaged(shard, content=self.force, bound=bound, sizes=sizes)
             if not trouble:
                 sound.add(shard)
             elif not self.force:

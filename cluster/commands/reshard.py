@@ -40,6 +40,9 @@ def command(
         str, typer.Option(help="key, content (all members) or image: the first of equal samples stays")
     ] = "",
     hash_: Annotated[bool, typer.Option("--hash/--no-hash", help="record and prove contents, or keys alone")] = True,
+    trust: Annotated[
+        bool, typer.Option("--trust-digests", help="take contents' digests from the sources' indexes, unread")
+    ] = False,
     sidecars: Annotated[bool, typer.Option(help="move the rows of sidecars along")] = True,
     prefix_keys: Annotated[bool, typer.Option("--prefix-keys", help="put each tar's name before its keys")] = False,
     workers: Annotated[int | None, typer.Option(help="1: this process; more: Ray; default: one a CPU")] = None,
@@ -59,6 +62,7 @@ def command(
         exclude,
         cast(Any, dedupe),
         hash_,
+        trust,
         sidecars,
         prefix_keys,
     )

@@ -20,6 +20,7 @@ from shards.reshard.bucket import BucketJob, bucket_count, bucket_of, group_name
 from shards.reshard.options import WORK, ReshardOptions
 from shards.reshard.plan import cuts, even_parts, rank
 from shards.reshard.scan import ScanJob, unit_name
+from shards.reshard.scanned import Scanned, counted, markers
 from shards.reshard.sources import BASE, Sources, resolve
 from shards.reshard.work import Workplace
 from shards.reshard.write import PLAN, WriteJob
@@ -27,6 +28,7 @@ from shards.store import Store
 from shards.work import Job, RunUnits
 
 RESULT = "reshard.json"
+PROVED_BY = {"hashed": "content", "carried": "recorded content", "unknown": "keys"}
 
 
 class Meter(Protocol):
@@ -85,7 +87,9 @@ class Reshard:
             self._clean()
             return json.loads(self.dst.read(RESULT))  # type: ignore[no-any-return]
         scanned = self._scan()
-        dropped, lost = self._duplicates(scanned) if self.options.dedupe else (np.zeros(len(scanned), np.int64), [])
+        dropped, lost = (
+            self._duplicates(scanned) if self.options.dedupe else (np.zeros(len(scanned.rows), np.int64), [])
+        )
         plan = self._plan(scanned, dropped)
         names = [f"{n:0{max(6, len(str(len(plan))))}d}" for n in range(len(plan))]
         weights = dict(zip(names, (plan["bytes"].to_numpy() // 1_000_000).tolist(), strict=True))
@@ -120,41 +124,38 @@ class Reshard:
             folder.claim(self.claim)
         self.work.put("sources.parquet", self.sources.to_bytes())
 
-    def _scan(self) -> list[Marker]:
+    def _scan(self) -> Scanned:
         folder = StageFolder(self.work.url, "scan")
         units = [unit_name(at) for at in range(len(self.sources))]
         self._pass("scan", folder, ScanJob(self.options, self.fingerprint), units, dict.fromkeys(units, 1), "shards")
-        markers = [folder.marker(u) for u in units]
-        came_in = sum(m.came_in for m in markers)
-        refused = sum(_quarantined(m) for m in markers)
-        if refused > max(self.budget * came_in, 5 if self.budget else 0):
+        found = Scanned.read(folder, units)
+        if found.quarantined > max(self.budget * found.came_in, 5 if self.budget else 0):
             raise BudgetError(
-                f"{refused} of {came_in} samples are damaged ({_counted(_reasons(markers))}), over the budget of "
+                f"{found.quarantined} of {found.came_in} samples are damaged ({counted(found.refused)}), over the budget of "
                 f"--max-refused-fraction {self.budget}; see {folder.store.path('quarantine')}, mend the sources, or raise it"
             )
-        if not sum(m.samples for m in markers):
-            why = _counted(_reasons(markers)) or "all sources are empty"
-            raise VillaError(f"no sample of {came_in} is left to write: {why}")
-        return markers
+        if not found.kept.any():
+            raise VillaError(
+                f"no sample of {found.came_in} is left to write: {found.reasons or 'all sources are empty'}"
+            )
+        return found
 
-    def _duplicates(self, scanned: Sequence[Marker]) -> tuple[np.ndarray, list[Marker]]:
+    def _duplicates(self, scanned: Scanned) -> tuple[np.ndarray, list[Marker]]:
         folder = StageFolder(self.work.url, "dedupe")
-        parts = dedupe.parts(sum(m.samples for m in scanned))
+        parts = dedupe.parts(int(scanned.kept.sum()))
         units = [dedupe.part_name(p) for p in parts]
         job = dedupe.DedupeJob(self.options, self.fingerprint)
         self._pass("find duplicates", folder, job, units, dict.fromkeys(units, 1), "parts")
         found = [dedupe.read_found(self.work, p) for p in parts]
-        rows = [int(m.counts["rows"]) for m in scanned]
-        return dedupe.write_bits(self.work, rows, found), [folder.marker(u) for u in units]
+        return dedupe.write_bits(self.work, scanned.rows.tolist(), found), [folder.marker(u) for u in units]
 
-    def _plan(self, scanned: Sequence[Marker], dropped: np.ndarray) -> pa.Table:
+    def _plan(self, scanned: Scanned, dropped: np.ndarray) -> pa.Table:
         """The plan, which is a pure function of what is kept; saved for the workers."""
         place = Workplace(self.options)
         if self.options.shuffle is not None:
             rows = self._buckets(place, scanned, int(dropped.sum()))
         else:
-            counts = np.array([m.samples for m in scanned]) - dropped
-            sizes = np.array([int(m.counts["bytes"]) for m in scanned])
+            counts, sizes = scanned.kept - dropped, scanned.size.copy()
             for at in np.flatnonzero(dropped):
                 sizes[at] = place.kept(int(at)).length.sum()
             lengths = lambda at: place.kept(at).length  # noqa: E731
@@ -164,13 +165,12 @@ class Reshard:
         self.work.put("plan.parquet", sidecar.to_bytes(table))
         return table
 
-    def _buckets(self, place: Workplace, scanned: Sequence[Marker], dropped: int) -> list[tuple[int, ...]]:
+    def _buckets(self, place: Workplace, scanned: Scanned, dropped: int) -> list[tuple[int, ...]]:
         options, folder = self.options, StageFolder(self.work.url, "buckets")
-        total = sum(int(m.counts["bytes"]) for m in scanned)
-        buckets = bucket_count(total, sum(m.samples for m in scanned) - dropped, options)
+        buckets = bucket_count(int(scanned.size.sum()), int(scanned.kept.sum()) - dropped, options)
         groups = source_groups(place)
         units = [group_name(g) for g in range(len(groups))]
-        sizes = [sum(int(scanned[at].counts["bytes"]) for at in range(*g)) // 1_000_000 for g in groups]
+        sizes = [int(scanned.size[slice(*g)].sum()) // 1_000_000 for g in groups]
         job = BucketJob(options, self.fingerprint, buckets)
         self._pass("bucket", folder, job, units, dict(zip(units, sizes, strict=True)), "MB")
         count, size = np.zeros(buckets, np.int64), np.zeros(buckets, np.int64)
@@ -204,47 +204,36 @@ class Reshard:
         for each in self.outputs if folder is self.base else [folder]:
             each.settle_all()
 
-    def _prove(
-        self, scanned: Sequence[Marker], lost: Sequence[Marker], names: Sequence[str], size: int
-    ) -> dict[str, Any]:
+    def _prove(self, scanned: Scanned, lost: Sequence[Marker], names: Sequence[str], size: int) -> dict[str, Any]:
         """in = out + filtered + duplicates + quarantined, in counts and in digests. Raises: ShardError when it is not."""
-        written = [self.base.marker(n) for n in names]
-        rows = sum((SampleDigest.parse(int(m.counts["rows"]), m.came_in_digest) for m in scanned), SampleDigest())
-        filtered = sum(
-            (SampleDigest.parse(m.refused.get("filtered", 0), m.refused_digest) for m in scanned), SampleDigest()
-        )
+        rows, filtered = scanned.sound, scanned.filtered
         again = sum((SampleDigest.parse(m.samples, m.content_digest) for m in lost), SampleDigest())
-        out = sum((SampleDigest.parse(m.samples, m.content_digest) for m in written), SampleDigest())
-        quarantined = sum(_quarantined(m) for m in scanned)
-        if rows != out + filtered + again or sum(m.came_in for m in scanned) != rows.count + quarantined:
+        out = sum((SampleDigest.parse(m.samples, m.content_digest) for m in markers(self.base, names)), SampleDigest())
+        if rows != out + filtered + again or scanned.came_in != rows.count + scanned.quarantined:
             raise ShardError(
                 f"{self.options.dst}: {rows.count} samples came in, and {out.count} written, {filtered.count} filtered and "
                 f"{again.count} duplicates are not the same samples; the sources changed meanwhile, or a disk lies: "
                 "repeat with --force"
             )
-        reasons = _reasons(scanned)
-        reasons.pop("filtered", None)
         return {
             "dataset": self.options.dst,
             "shards": len(names),
             "bytes": size,
             "sidecars": list(self.stages),
-            "samples_in": rows.count + quarantined,
+            "samples_in": rows.count + scanned.quarantined,
             "samples": out.count,
             "filtered": filtered.count,
             "duplicates": again.count,
-            "quarantined": reasons,
+            "quarantined": scanned.refused,
             "conserved": True,
-            "proved_by": "content" if self.options.hashed else "keys",
+            "proved_by": PROVED_BY[self.options.contents(self.sources.dataset)],
             "digest": out.hex,
         }
 
-    def _keep_quarantine(self, scanned: Sequence[Marker]) -> None:
+    def _keep_quarantine(self, scanned: Scanned) -> None:
         folder = StageFolder(self.work.url, "scan")
-        for marker in scanned:
-            for output in marker.outputs:
-                if output.file.startswith("quarantine/"):
-                    self.base.store.put(output.file, folder.store.read(folder.locate(output)))
+        for output in scanned.quarantine:
+            self.base.store.put(output.file, folder.store.read(folder.locate(output)))
 
     def _clean(self) -> None:
         self.work.remove("", recursive=True)
@@ -257,22 +246,6 @@ def _within(a: str, b: str) -> bool:
 def _content(path: str) -> str:
     folder, _, name = path.rpartition("/")
     return sha256(Store(folder or ".").read(name))
-
-
-def _quarantined(marker: Marker) -> int:
-    return sum(count for reason, count in marker.refused.items() if reason != "filtered")
-
-
-def _reasons(markers: Sequence[Marker]) -> dict[str, int]:
-    reasons: dict[str, int] = {}
-    for marker in markers:
-        for reason, count in marker.refused.items():
-            reasons[reason] = reasons.get(reason, 0) + count
-    return reasons
-
-
-def _counted(reasons: dict[str, int]) -> str:
-    return ", ".join(f"{count} x {reason}" for reason, count in sorted(reasons.items()))
 
 
 __all__ = ["ReshardOptions", "Sources", "reshard"]

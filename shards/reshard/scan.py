@@ -6,7 +6,7 @@ samples' hashes in order, so that a partition of the hash space is one range rea
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
@@ -19,7 +19,7 @@ from shards.decode import IMAGE_SUFFIXES
 from shards.digest import SampleDigest, hash_of, member_digest
 from shards.errors import VillaError
 from shards.index import SCHEMA, ShardIndex
-from shards.reader import scan_tar
+from shards.reader import view_tar
 from shards.reshard import predicate
 from shards.reshard.options import WORK, ReshardOptions
 from shards.reshard.sources import Sources
@@ -85,6 +85,7 @@ class ScanWorker:
         self.job, self.options = job, job.options
         work = Store(f"{job.options.dst}/{WORK}")
         self.sources = Sources.from_bytes(work.read("sources.parquet"), work.path("sources.parquet"))
+        self.contents = self.options.contents(self.sources.dataset)
         self.folder = StageFolder(work.url, "scan")
         self.stages = predicate.stages(self.options.where) if self.options.where else []
 
@@ -116,7 +117,7 @@ class ScanWorker:
     def _committed(self, at: int) -> Found:
         base = self.sources.base(at)
         index = base.index
-        lacking = self.options.hashed and not index.hashed  # written by something that did not hash
+        lacking = self.contents != "unknown" and not index.hashed  # written by something that did not hash
         if lacking:
             digests = [[member_digest(d) for d in members.values()] for _, members in base.samples()]
             column = pa.array(digests, SCHEMA.field("digests").type)
@@ -125,9 +126,9 @@ class ScanWorker:
 
     def _foreign(self, at: int) -> Found:
         scan, samples, hashes = Scan(), [], []  # type: tuple[Scan, list[Sample], list[list[bytes]]]
-        for sample, members in scan_tar(Store(self.sources.url[at]), self.sources.name[at], scan):
+        for sample, members in view_tar(Store(self.sources.url[at]), self.sources.name[at], scan):
             samples.append(sample)
-            if self.options.hashed:
+            if self.contents == "hashed":
                 hashes.append([member_digest(data) for data in members.values()])
         refused = [(name, reason, "") for name, reason in scan.refused]
         if scan.problem:
@@ -135,8 +136,8 @@ class ScanWorker:
         gapped = [self.options.prefix_keys or is_gapped(s) for s in samples]  # these are written anew
         if self.options.prefix_keys:
             stem = self.sources.name[at].split(".")[0]
-            samples = [replace(s, key=f"{stem}/{s.key}") for s in samples]
-        index = ShardIndex.of(samples, hashes if self.options.hashed else None)
+            samples = [s._replace(key=f"{stem}/{s.key}") for s in samples]
+        index = ShardIndex.of(samples, hashes if self.contents == "hashed" else None)
         return Found(index, np.array(gapped, bool), refused, True)
 
     def _filtered(self, at: int, index: ShardIndex) -> UInt8[np.ndarray, " N"]:
@@ -156,7 +157,7 @@ class ScanWorker:
 
     def _proof(self, index: ShardIndex) -> list[int]:
         """A number a sample, whose sum proves conservation: of its content where it is hashed, else of its key."""
-        return index.sample_hashes() if self.options.hashed else digest.key_hashes(index.keys)
+        return index.sample_hashes() if self.contents != "unknown" else digest.key_hashes(index.keys)
 
     def _quarantine(self, attempt: Attempt, unit: str, rows: list[tuple[str, str, str]]) -> None:
         place = self.sources.place(int(unit))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import islice
@@ -154,11 +155,11 @@ def sorted_paths(pattern: str) -> list[str]:
     return paths
 
 
-def read_index(sources: Sources, at: int, scan: StageFolder, unit: str) -> ShardIndex:
+def read_index(base: Callable[[], BaseShard], scan: StageFolder, unit: str) -> ShardIndex:
     """The index of one source: the one the scan made (of a foreign tar, or to have digests), else its own."""
     made = [o for o in scan.marker(unit).outputs if o.file.endswith(".idx")]
     if not made:
-        return sources.base(at).index
+        return base().index
     output = made[0]
     name = scan.locate(output)
     data = scan.store.read(name)

@@ -17,7 +17,7 @@ from shards import sidecar
 from shards.commit import StageFolder
 from shards.errors import ShardError
 from shards.index import ShardIndex
-from shards.reader import read_sidecar
+from shards.reader import BaseShard, read_sidecar
 from shards.reshard.options import WORK, ReshardOptions
 from shards.reshard.scan import KEPT, ROWS, unit_name
 from shards.reshard.sources import Sources, read_index
@@ -44,9 +44,15 @@ class Workplace:
         self.sources = Sources.from_bytes(self.store.read("sources.parquet"), self.store.path("sources.parquet"))
         self.scan = StageFolder(self.store.url, "scan")
         self._starts: np.ndarray | None = None
+        self._base: tuple[int, BaseShard] | None = None  # the last one, whose index is asked for before its bytes
 
     def index(self, at: int) -> ShardIndex:
-        return read_index(self.sources, at, self.scan, unit_name(at))
+        return read_index(lambda: self._shard(at), self.scan, unit_name(at))
+
+    def _shard(self, at: int) -> BaseShard:
+        if self._base is None or self._base[0] != at:
+            self._base = at, self.sources.base(at)
+        return self._base[1]
 
     def kept(self, at: int) -> Rows:
         table = read_sidecar(self.scan, unit_name(at), ROWS)
@@ -73,7 +79,7 @@ class Workplace:
         """The bytes of a source tar, as they were when it was listed."""
         name = self.sources.name[at]
         if self.sources.dataset:
-            name = self.sources.base(at).tar
+            name = self._shard(at).tar
         with mapped(Store(self.sources.url[at]), name) as found:
             if not self.sources.dataset and len(found.view) != self.sources.size[at]:
                 raise ShardError(

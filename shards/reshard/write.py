@@ -20,7 +20,8 @@ from shards.digest import SampleDigest, keys_digest
 from shards.errors import VillaError
 from shards.index import SCHEMA, moved
 from shards.reshard.bucket import RANKED, group_name, source_groups
-from shards.reshard.copy import Copier, Pieces, check_written
+from shards.reshard.check import check_written
+from shards.reshard.copy import Copier, Pieces
 from shards.reshard.options import ReshardOptions
 from shards.reshard.sources import BASE
 from shards.reshard.work import Workplace, part_of
@@ -58,11 +59,11 @@ class WriteWorker:
     def process(self, unit: str) -> Marker:
         plan = {n: int(self.plan[n][int(unit)].as_py()) for n in PLAN.names}
         with StageFolder(self.options.dst, BASE).attempt(unit) as attempt:
-            file = attempt.open(f"{unit}.tar", hashed=self.options.hashed)
-            copier = Copier(file, hashed=self.options.hashed)
+            file = attempt.open(f"{unit}.tar", hashed=self.options.hashed, direct=True)
+            copier = Copier(file, self.options.contents(self.place.sources.dataset))
             rows = self._shuffled(copier, plan) if self.options.shuffle is not None else self._in_order(copier, plan)
             index = copier.close()
-            check_written(file.path, index)
+            check_written(file.path, index, plain=copier.plain)
             check_keys(index.keys, file.path)
             attempt.write(f"{unit}.idx", index.to_bytes())
             keys = keys_digest(index.keys)

@@ -20,7 +20,7 @@ from shards.plan import UNKNOWN, Row
 from shards.sources.base import MAX_MEMBER_BYTES, Item, Listing, shown
 from shards.sources.gzipped import BOMB, gzipped_samples, is_gzipped
 from shards.sources.names import Names
-from shards.tar import Sample, Scan, group, walk
+from shards.tar import Sample, Scan, tar_samples
 
 KEPT = IMAGE_SUFFIXES + TEXT_SUFFIXES
 SUFFIXES = (".tar", ".tgz", ".tar.gz")
@@ -85,7 +85,7 @@ def plain_samples(path: str, scan: Scan) -> Iterator[Iterator[_Loaded]]:
         return
     with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
         view = memoryview(mapped)
-        found = group(walk(view, file, scan), scan)
+        found = tar_samples(view, file, scan)
         try:
             yield (_Loaded(sample, view) for sample in found)
         finally:

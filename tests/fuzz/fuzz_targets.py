@@ -23,7 +23,7 @@ from shards.digest import SampleDigest
 from shards.errors import ShardError
 from shards.index import ShardIndex
 from shards.marker_check import read_marker
-from shards.tar import Member, Scan, group, padded, walk
+from shards.tar import Member, Scan, group, padded, tar_samples, walk
 
 MOST_PIXELS = 100_000
 
@@ -42,6 +42,11 @@ def tar(data: bytes) -> None:
         end = m.offset + padded(m.size)
     again = Scan()
     samples = list(group(iter(members), again))
+    fast = Scan()
+    assert list(tar_samples(view, io.BytesIO(data), fast)) == list(
+        group(iter(members), whole := Scan(problem=scan.problem))
+    )
+    assert (sorted(fast.refused), fast.problem) == (sorted(scan.refused + whole.refused), scan.problem)
     for sample in samples:
         assert sample.key.encode() and not sample.key.endswith("/")
         assert len(set(sample.suffixes)) == len(sample.members)

@@ -20,8 +20,9 @@ import traceback
 from collections.abc import Callable
 from pathlib import Path
 
-from shards.commit import HashingFile, Marker, Output, StageFolder
+from shards.commit import Marker, Output, StageFolder
 from shards.digest import fingerprint
+from shards.outfile import HashingFile
 
 SHARDS = ("000000", "000001")
 CONFIG = {"epsilon": 0.2}

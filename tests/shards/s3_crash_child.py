@@ -1,7 +1,8 @@
 """Run as a program by the S3 crash tests: forks workers that are killed, or race, at chosen requests; reports as JSON.
 
-    s3_crash_child.py sweep RUN    SIGKILL a worker before and after every request and write of a commit, then rerun
-    s3_crash_child.py race RUN     eight processes commit one shard at once, in several rounds
+    s3_crash_child.py sweep RUN FIRST STEP    SIGKILL a worker before and after every request and write of a commit (each
+                                              STEP-th, from FIRST on), then rerun
+    s3_crash_child.py race RUN                eight processes commit one shard at once, in several rounds
 
 The endpoint and credentials come from the environment. Everything is forked, so that a crash costs no import.
 """
@@ -22,8 +23,9 @@ import crash_child
 from crash_child import in_child, marker
 
 import shards.session
-from shards.commit import HashingFile, StageFolder
+from shards.commit import StageFolder
 from shards.digest import fingerprint
+from shards.outfile import HashingFile
 
 CONFIG = {"epsilon": 0.2}
 RACERS, ROUNDS = 8, 4
@@ -91,9 +93,9 @@ def troubles(run: str, *, recovered: bool) -> list[str]:
     return bad
 
 
-def sweep(root: str) -> dict[str, object]:
+def sweep(root: str, first: str, step: str) -> dict[str, object]:
     failed, at = {}, 0
-    for at in itertools.count(1):
+    for at in itertools.count(int(first), int(step)):
         run = f"{root}/{at}"
         died = crash(run, at)
         bad = [] if died in (0, -signal.SIGKILL) else [f"exit status {died}"]
@@ -136,4 +138,4 @@ def race(root: str) -> dict[str, object]:
 
 if __name__ == "__main__":
     assert fingerprint(CONFIG) == fingerprint(crash_child.CONFIG)
-    print(json.dumps({"sweep": sweep, "race": race}[sys.argv[1]](sys.argv[2])))
+    print(json.dumps({"sweep": sweep, "race": race}[sys.argv[1]](*sys.argv[2:])))

@@ -19,7 +19,9 @@ CHILD = Path(__file__).with_name("crash_child.py")
 
 
 def child(job: str, root: Path) -> dict[str, Any]:
-    done = subprocess.run([sys.executable, str(CHILD), job, str(root)], capture_output=True, text=True, timeout=120)
+    env = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    command = [sys.executable, str(CHILD), job, str(root)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, env=env)
     assert done.returncode == 0, done.stderr
     report: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     report["stderr"] = done.stderr[-2000:]

@@ -14,7 +14,7 @@ pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 CHILD = Path(__file__).with_name("reshard_crash_child.py")
 
 
-@pytest.mark.parametrize("every", [pytest.param(41), pytest.param(1, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("every", [pytest.param(97), pytest.param(1, marks=pytest.mark.slow)])
 def test_a_kill_at_any_call_is_mended_by_a_rerun(tmp_path: Path, every: int) -> None:
     root = str(Path(__file__).parents[2])
     done = subprocess.run(

@@ -55,10 +55,10 @@ def units(config: Config, split: str) -> list[Unit]:
     store = Store(url)
     if not store.exists():
         raise VillaError(f"data.{split}={url!r} does not exist; point it at a folder of .tar shards")
-    names = store.list("", ".tar")
-    if not names:
+    sizes = store.list_sizes("", ".tar")
+    if not sizes:
         raise VillaError(f"data.{split}={url!r} holds no .tar shards; point it at a folder of WebDataset tars")
-    return [Unit(f"{i:06d}", source=name, bytes=store.size(name)) for i, name in enumerate(names)]
+    return [Unit(f"{i:06d}", source=name, bytes=size) for i, (name, size) in enumerate(sizes.items())]
 
 
 class IngestStage:
