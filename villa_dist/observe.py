@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -25,10 +26,11 @@ def set_up_logging(level: str = "INFO") -> None:
 
 
 class Timers:
-    """Seconds spent in the parts of a piece of work."""
+    """Seconds spent in the parts of a piece of work, by any number of threads."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
+        self._lock = threading.Lock()
 
     @contextmanager
     def time(self, part: str) -> Iterator[None]:
@@ -36,7 +38,11 @@ class Timers:
         try:
             yield
         finally:
-            self.seconds[part] = self.seconds.get(part, 0.0) + time.perf_counter() - start
+            self.add(part, time.perf_counter() - start)
+
+    def add(self, part: str, seconds: float) -> None:
+        with self._lock:
+            self.seconds[part] = self.seconds.get(part, 0.0) + seconds
 
     def rounded(self) -> dict[str, float]:
         return {k: round(v, 4) for k, v in sorted(self.seconds.items())}
