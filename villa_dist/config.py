@@ -329,6 +329,7 @@ class RayConfig(Section):
     workers: Positive | None = None  # None: one a CPU, less the driver's slack
     shard_timeout_seconds: PositiveFloat = 1800.0
     attempts: Positive = 4  # a shard's tries before the stage fails
+    gpus_per_worker: PositiveFloat = 1.0  # of stages that embed, where the cluster has GPUs; 0.5: two workers a GPU
 
 
 class Config(Section):

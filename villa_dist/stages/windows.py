@@ -108,19 +108,24 @@ class ReadAhead:
     def __init__(self, folder: StageFolder) -> None:
         self.folder = folder
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="villa-read-ahead")
-        self._next: tuple[str, Future[BaseShard]] | None = None
+        self._begun: dict[str, Future[BaseShard]] = {}
 
     def begin(self, shard: str) -> None:
-        if self._next is None or self._next[0] != shard:
-            self._next = (shard, self._pool.submit(self._fetched, shard))
+        if shard not in self._begun:
+            self._begun[shard] = self._pool.submit(self._fetched, shard)
 
     def open(self, shard: str, timers: Timers) -> BaseShard:
-        """Raises: ShardError when the shard is not committed, missing or cut."""
-        ahead, self._next = self._next, None
-        if ahead is not None and ahead[0] == shard:
+        """What was begun for another shard than this or the latest is dropped.
+
+        Raises: ShardError when the shard is not committed, missing or cut.
+        """
+        ahead = self._begun.pop(shard, None)
+        for stale in list(self._begun)[:-1]:
+            self._begun.pop(stale).cancel()
+        if ahead is not None:
             try:
                 with timers.time("wait"):
-                    return ahead[1].result()
+                    return ahead.result()
             except (VillaError, OSError):
                 pass  # it is tried again, by the one who needs it
         with timers.time("read"):
