@@ -6,12 +6,15 @@ import logging
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from types import TracebackType
+from typing import TypeVar
 
 LOG = logging.getLogger("villa")
 PLAIN_SECONDS = 5.0
+T = TypeVar("T")
+END = object()
 
 
 def set_up_logging(level: str = "INFO") -> None:
@@ -43,6 +46,16 @@ class Timers:
     def add(self, part: str, seconds: float) -> None:
         with self._lock:
             self.seconds[part] = self.seconds.get(part, 0.0) + seconds
+
+    def each(self, part: str, items: Iterable[T]) -> Iterator[T]:
+        """`items`, with the time it takes to get them."""
+        left = iter(items)
+        while True:
+            with self.time(part):
+                item = next(left, END)
+            if item is END:
+                return
+            yield item  # type: ignore[misc]
 
     def rounded(self) -> dict[str, float]:
         return {k: round(v, 4) for k, v in sorted(self.seconds.items())}

@@ -26,11 +26,12 @@ from villa_dist.claims import STAGES, Claim
 from villa_dist.config import Config, dump
 from villa_dist.docmnist import words as docmnist_words
 from villa_dist.evaluate import assemble
-from villa_dist.observe import LOG, Progress
+from villa_dist.observe import LOG
 from villa_dist.runner import Runner
 from villa_dist.stages import vocabulary as vocabulary_stage
 from villa_dist.stages.base import StageRequest
 from villa_dist.stages.ingest import units
+from villa_dist.stages.progress import StageProgress
 from villa_dist.train.jobs import TrainRequest, kept_below, model_folder
 from villa_dist.train.progress import watch
 
@@ -176,8 +177,8 @@ class Pipeline:
             LOG.info("%s: complete, %d shards", name, len(shards))
             return whole
         request = StageRequest(stage, output.stage, split, self.config, bound, dict(params or {}))
-        with Progress(name, len(shards), "shards", len(shards) - len(missing)) as progress:
-            self.runner.shards(request, missing, lambda shard: progress.advance())
+        with StageProgress(name, output, len(shards), len(shards) - len(missing)) as progress:
+            self.runner.shards(request, missing, progress.done, progress.again)
         for each in (*claim.folders, *left):
             each.settle_all()
         check()

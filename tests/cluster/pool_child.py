@@ -1,6 +1,6 @@
 """The pool on a local Ray, in a process of its own: Ray reads how to authenticate when it is imported.
 
-    python pool_child.py FOLDER      prints one JSON object, by scenario: what was told, retried, raised, and how long it took
+python pool_child.py FOLDER      prints one JSON object, by scenario: what was told, retried, raised, and how long it took
 """
 
 from __future__ import annotations
@@ -10,8 +10,6 @@ import sys
 import time
 from pathlib import Path
 from typing import Any
-
-sys.path[:0] = [str(Path(__file__).parents[2]), str(Path(__file__).parent)]
 
 from pool_jobs import Job
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -19,7 +20,8 @@ from villa_dist.config import RayConfig
 def found(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
     folder = tmp_path_factory.mktemp("pool")
     command = [sys.executable, str(Path(__file__).with_name("pool_child.py")), str(folder)]
-    ended = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    env = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=300, env=env)
     assert ended.returncode == 0, ended.stderr[-3000:]
     return folder, json.loads(ended.stdout.splitlines()[-1])
 

@@ -87,19 +87,11 @@ def _decoded(base: BaseShard, config: Config, timers: Timers, pixels: bool) -> I
         kept = {suffix: data for suffix, data in members.items() if data is not image}
         return Sample(row, key, width, height, found, kept)
 
-    tasks = (partial(decode, row, key, members) for row, (key, members) in enumerate(_read(base, timers)))
+    tasks = (
+        partial(decode, row, key, members) for row, (key, members) in enumerate(timers.each("read", base.samples()))
+    )
     threads = config.regions.decode_threads
     return (task() for task in tasks) if threads == 1 else in_order(tasks, AHEAD * threads, threads)
-
-
-def _read(base: BaseShard, timers: Timers) -> Iterator[tuple[str, dict[str, bytes]]]:
-    samples = base.samples()
-    while True:
-        with timers.time("read"):
-            found = next(samples, None)
-        if found is None:
-            return
-        yield found
 
 
 class ReadAhead:
