@@ -14,6 +14,7 @@ from typing import Annotated, Any
 import typer
 
 from cluster import shards_cli
+from cluster.commands import plan
 from cluster.result import emit, keep_stdout
 from shards.errors import VillaError
 from shards.store import Store
@@ -172,6 +173,9 @@ def status(run_folder: Annotated[str, typer.Argument(help="the folder of a run",
     found = read_status(run_folder)
     print("\n".join(lines(found)), file=sys.stderr)
     emit({"command": "status", **found})
+
+
+app.command("plan")(plan.command)
 
 
 @app.command()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 BEHIND = ("read", "decode")  # done by threads of their own in stages that have `wait`
 RESOURCES = {
@@ -16,6 +16,15 @@ RESOURCES = {
     "write": "storage, writing",
     "generate": "CPU, drawing images",
 }
+
+
+def summed(parts: Iterable[Mapping[str, float]]) -> dict[str, float]:
+    """By name, in order of names."""
+    total: dict[str, float] = {}
+    for part in parts:
+        for name, value in part.items():
+            total[name] = total.get(name, 0) + value
+    return dict(sorted(total.items()))
 
 
 def worker_seconds(seconds: Mapping[str, float]) -> float:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from statistics import median
 from typing import Any
 
@@ -14,7 +14,7 @@ from shards.store import Store
 from villa_dist import models
 from villa_dist.names import JOBS
 from villa_dist.observe import duration
-from villa_dist.profile import binding
+from villa_dist.profile import binding, summed
 from villa_dist.stages.progress import retried
 
 SPLITS = ("train", "validation", "test")
@@ -64,11 +64,11 @@ def stage_status(folder: StageFolder, base: tuple[int, int] | None, now: float) 
     found: dict[str, Any] = {
         "shards": len(markers),
         "samples": sum(m.samples for m in markers.values()),
-        "refused": _summed([m.refused for m in markers.values()]),
+        "refused": summed(m.refused for m in markers.values()),
         "complete": complete,
-        "counts": _summed([m.counts for m in markers.values()]),
+        "counts": summed(m.counts for m in markers.values()),
         "retried": retried(folder),
-        "seconds": {k: round(s, 1) for k, s in _summed([m.seconds for m in markers.values()]).items()},
+        "seconds": {k: round(s, 1) for k, s in summed(m.seconds for m in markers.values()).items()},
     }
     held_up = binding(found["seconds"])
     if held_up:
@@ -106,14 +106,6 @@ def recent(modified: Mapping[str, float]) -> list[str]:
     usual = median([s for s in steps if s > 0] or [0.0])
     start = max((n + 1 for n, step in enumerate(steps[:-1]) if step > max(PAUSE * usual, 60.0)), default=0)
     return names[start:]
-
-
-def _summed(parts: Sequence[Mapping[str, float]]) -> dict[str, Any]:
-    total: dict[str, Any] = {}
-    for part in parts:
-        for name, value in part.items():
-            total[name] = total.get(name, 0) + value
-    return dict(sorted(total.items()))
 
 
 def lines(found: Mapping[str, Any]) -> list[str]:
