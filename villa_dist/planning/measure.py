@@ -149,7 +149,7 @@ def measure(config: Config, small: Config, runner: Runner, workers: int) -> dict
     found = {}
     for stage in FOLDERS:
         if stage == "regions":
-            _stand_in(config, small)
+            stand_in(config, small)
         getattr(line, stage)()
         found[stage] = _measured(small, stage, watched, workers)
         if stage == "regions" and config.pairs.fused:
@@ -205,7 +205,7 @@ def _share(config: Config, shards: list[str]) -> float:
     return sum(chosen(s, below) for s in shards) / max(len(shards), 1)
 
 
-def _stand_in(config: Config, small: Config) -> None:
+def stand_in(config: Config, small: Config) -> None:
     """The models of the run where they are trained, else such as they will be, with the weights they start from."""
     place = model_folder(config, "one_to_one")
     vlm = models.load_vlm(place) if models.done(place) else RegionVLM(config.model).eval()

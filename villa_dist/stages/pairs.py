@@ -26,10 +26,17 @@ from villa_dist.observe import Timers
 from villa_dist.stages.base import StageRequest, commit_sidecar
 from villa_dist.stages.images import NO_BOXES, embed_regions
 from villa_dist.stages.propose import Finder
-from villa_dist.stages.windows import ReadAhead, Sample, windows
+from villa_dist.stages.windows import ReadAhead, Sample, spans, windows
 from villa_dist.types import RegionAttributePairs
 
-Known = tuple[list[np.ndarray], list[np.ndarray]]  # of each image: boxes r x 4, ids a
+
+@dataclass(frozen=True)
+class Known:
+    """What sidecars say of the N images of a shard."""
+
+    boxes: list[np.ndarray]  # N times r x 4
+    mentions: list[np.ndarray]  # N times a, int64
+    pixels: list[int]  # N
 
 
 @dataclass(frozen=True)
@@ -69,8 +76,11 @@ class PairsStage:
             feature = self._feature(shard, known)
         images: list[RegionAttributePairs] = []
         counts = {"regions": 0, "mentions": 0, "decoded": 0 if feature is not None else len(base)}
-        made = self._looked_at(base, known, timers) if known is None or feature is None else [Images(*known, feature)]
-        for some in made:
+        if known is not None and feature is not None:
+            runs = self._stored(known, feature)
+        else:
+            runs = self._looked_at(base, known, timers)
+        for some in runs:
             with timers.time("map"):
                 images += self._mapped(some)
             counts["regions"] += sum(map(len, some.boxes))
@@ -96,9 +106,10 @@ class PairsStage:
         boxes, box_at = sidecar.list_column(table, "boxes")
         mentioned, mentioned_at = sidecar.list_column(table, "attributes")
         rows = range(len(base))
-        return (
+        return Known(
             [boxes[box_at[i] : box_at[i + 1]] for i in rows],
             [mentioned[mentioned_at[i] : mentioned_at[i + 1]].astype(np.int64) for i in rows],
+            (table["width"].to_numpy().astype(np.int64) * table["height"].to_numpy()).tolist(),
         )
 
     def _feature(self, shard: str, known: Known | None) -> Tensor | None:
@@ -109,13 +120,23 @@ class PairsStage:
         if known is None or self.vlm is None or self.embeddings.find_marker(shard) is None:
             return None
         values = embeddings_of(read_sidecar(self.embeddings, shard, None))[1]
-        regions = sum(map(len, known[0]))
+        regions = sum(map(len, known.boxes))
         if len(values) != regions:
             raise ShardError(
                 f"shard {shard}: {self.embeddings.store.path()} holds {len(values)} embeddings of {regions} regions; "
                 "redo the regions stage with --force"
             )
         return torch.from_numpy(values.astype(np.float32))
+
+    def _stored(self, known: Known, feature: Tensor) -> Iterator[Images]:
+        """Run by run as they would be looked at, since what is mapped together may differ in the last bit."""
+        first = 0
+        for run in spans(known.pixels, self.config.regions.batch_images):
+            rows = slice(run.start, run.stop)
+            boxes = known.boxes[rows]
+            regions = sum(map(len, boxes))
+            yield Images(boxes, known.mentions[rows], feature[first : first + regions])
+            first += regions
 
     def _looked_at(self, base: BaseShard, known: Known | None, timers: Timers) -> Iterator[Images]:
         """Window by window; regions and mentions are found where they are not known."""
@@ -125,7 +146,7 @@ class PairsStage:
         for window in windows(base, self.config, timers, pixels=True):
             if known is not None:
                 rows = slice(window[0].row, window[-1].row + 1)
-                boxes, mentions = known[0][rows], known[1][rows]
+                boxes, mentions = known.boxes[rows], known.mentions[rows]
             else:
                 assert self.finder is not None
                 found = self.finder.of(base.shard, window, given, timers)
@@ -145,15 +166,10 @@ class PairsStage:
         return embed_regions(self.model.features, self.model, window, boxes, self.config, width, place)
 
     def _mapped(self, some: Images) -> list[RegionAttributePairs]:
-        pairs = []
-        device, first = self.model.attribute.device, 0
         with torch.inference_mode():
-            for boxes, ids in zip(some.boxes, some.mentions, strict=True):
-                feature = some.feature[first : first + len(boxes)].to(device)
-                first += len(boxes)
-                score_RA = self.model.scores(feature, torch.from_numpy(ids).to(device)).cpu().numpy()
-                pairs.append(kept_pairs(boxes, ids, score_RA, assign(score_RA, self.config.pairs)))
-        return pairs
+            scores = self.model.score_images(some.feature, [len(b) for b in some.boxes], some.mentions)
+        each = zip(some.boxes, some.mentions, scores, strict=True)
+        return [kept_pairs(b, ids, score_RA, assign(score_RA, self.config.pairs)) for b, ids, score_RA in each]
 
 
 def kept_pairs(boxes: np.ndarray, ids: np.ndarray, score_RA: np.ndarray, kept_RA: np.ndarray) -> RegionAttributePairs:

@@ -9,7 +9,9 @@ most two are held, and 2 x `decode_threads` images on their way into one. Each i
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import time
+from collections import deque
+from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -61,29 +63,41 @@ def windows(base: BaseShard, config: Config, timers: Timers, *, pixels: bool) ->
         ready.close()
 
 
-def _filled(base: BaseShard, config: Config, timers: Timers, pixels: bool) -> Iterator[list[Sample]]:
-    held: list[Sample] = []
+def spans(areas: Iterable[int], most: int) -> Iterator[range]:
+    """The rows of each window, from the pixels of each image; a window is told one image after its last."""
+    start = end = 0
     room = HELD_PIXELS
-    for sample in _decoded(base, config, timers, pixels):
-        area = sample.width * sample.height if pixels else 0
-        if held and (len(held) == config.regions.batch_images or area > room):
-            yield held
-            held, room = [], HELD_PIXELS
-        held.append(sample)
-        room -= area
-    if held:
-        yield held
+    for area in areas:
+        if end > start and (end - start == most or area > room):
+            yield range(start, end)
+            start, room = end, HELD_PIXELS
+        end, room = end + 1, room - area
+    if end > start:
+        yield range(start, end)
+
+
+def _filled(base: BaseShard, config: Config, timers: Timers, pixels: bool) -> Iterator[list[Sample]]:
+    held: deque[Sample] = deque()
+
+    def areas() -> Iterator[int]:
+        for sample in _decoded(base, config, timers, pixels):
+            held.append(sample)
+            yield sample.width * sample.height if pixels else 0
+
+    for span in spans(areas(), config.regions.batch_images):
+        yield [held.popleft() for _ in span]
 
 
 def _decoded(base: BaseShard, config: Config, timers: Timers, pixels: bool) -> Iterator[Sample]:
     def decode(row: int, key: str, members: dict[str, bytes]) -> Sample:
-        with timers.time("decode"):
-            try:
-                image = image_member(members)
-                found = decode_image(image, config.data.max_pixels) if pixels else None
-                width, height = upright_size(image) if found is None else (found.shape[1], found.shape[0])
-            except DecodeError as error:
-                raise ShardError(f"shard {base.place}: sample {key!r}: {error}; redo the ingest stage") from error
+        start = time.perf_counter()
+        try:
+            image = image_member(members)
+            found = decode_image(image, config.data.max_pixels) if pixels else None
+            width, height = upright_size(image) if found is None else (found.shape[1], found.shape[0])
+        except DecodeError as error:
+            raise ShardError(f"shard {base.place}: sample {key!r}: {error}; redo the ingest stage") from error
+        timers.add("decode", time.perf_counter() - start)
         kept = {suffix: data for suffix, data in members.items() if data is not image}
         return Sample(row, key, width, height, found, kept)
 
