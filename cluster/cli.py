@@ -14,6 +14,7 @@ from typing import Annotated, Any
 import typer
 
 from cluster import shards_cli
+from cluster.commands import plan
 from cluster.result import emit, keep_stdout
 from shards.errors import VillaError
 from shards.store import Store
@@ -165,10 +166,16 @@ def report(config: ConfigArgument, set_: SetOption = None) -> None:
 
 @app.command()
 def status(run_folder: Annotated[str, typer.Argument(help="the folder of a run", metavar="RUN")]) -> None:
-    """What a run has committed so far, from its markers alone."""
-    from villa_dist.summary import status as read_status
+    """What a run has committed so far, how fast, and how long the rest will take, from its markers alone."""
+    from villa_dist.status import lines
+    from villa_dist.status import status as read_status
 
-    emit({"command": "status", **read_status(run_folder)})
+    found = read_status(run_folder)
+    print("\n".join(lines(found)), file=sys.stderr)
+    emit({"command": "status", **found})
+
+
+app.command("plan")(plan.command)
 
 
 @app.command()

@@ -1,29 +1,32 @@
 """A pool of disposable actors over one queue that lives in the driver.
 
-An actor holds one leased shard at a time. When it dies, its node is lost, or a shard passes its deadline, the actor is
-thrown away and the shard goes back to the queue; a worker that was only cut off and finishes late loses the race for the
-marker. Paths travel through Ray, never images. (Restarting actors lost calls or hung when a node died.)
+An actor holds one leased shard at a time (`cluster/queue.py`). When it dies, its node is lost, or a shard passes its
+deadline, the actor is thrown away, another is started, and the shard goes back to the queue; a worker that was only cut
+off and finishes late loses the race for the marker. Paths travel through Ray, never images. (Restarting actors lost
+calls or hung when a node died.)
 """
 
 from __future__ import annotations
 
 import time
-from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import ray
 from ray.exceptions import GetTimeoutError, RayError
 
+from cluster import metrics
+from cluster.queue import LeaseQueue
+from shards.commit import Marker
 from shards.errors import VillaError
-from shards.work import Job, UnitWorker
+from shards.work import Again, Job, UnitWorker, process
 from villa_dist.observe import LOG
 
 POLL_SECONDS = 1.0
 NODE_CHECK_SECONDS = 5.0
 START_SECONDS = 300.0
 START_FAILURES = 10
+DEADLINE = "Deadline"  # as a reason for a retry; others are names of errors
 
 
 class ShardWorker:
@@ -36,91 +39,112 @@ class ShardWorker:
     def node(self) -> str:
         return str(ray.get_runtime_context().get_node_id())
 
-    def process(self, job: Job, shard: str) -> VillaError | None:
+    def process(self, job: Job, shard: str, upcoming: str | None) -> VillaError | None:
         """Commit one shard. What a user can mend is returned, not raised: it would fail anywhere, so no retry."""
         try:
             if self._worker is None or job != self._job:
                 self._worker, self._job = job.worker(), job
-            self._worker.process(shard)
+            made = process(self._worker, shard, upcoming)
         except VillaError as error:
             return error
+        if isinstance(made, Marker):
+            metrics.count(made)
         return None
 
 
-@dataclass
-class Lease:
-    """A shard in an actor's hands."""
-
-    actor: Any
-    shard: str
-    since: float
-
-
 class ActorPool:
-    """workers: actors alive at a time. timeout: seconds a shard may take. attempts: tries of one shard."""
+    """workers: actors alive at a time, each with one CPU and `gpus`. timeout: seconds a shard may take. attempts: failures
+    of one shard before the job is given up."""
 
-    def __init__(self, workers: int, timeout: float, attempts: int) -> None:
-        self.workers, self.timeout, self.attempts = workers, timeout, attempts
+    def __init__(self, workers: int, timeout: float, attempts: int, gpus: float = 0.0) -> None:
+        self.workers, self.timeout, self.attempts, self.gpus = workers, timeout, attempts, gpus
         self._starting: dict[Any, tuple[Any, float]] = {}  # node() call -> (actor, when)
         self._idle: list[Any] = []
         self._node: dict[Any, str] = {}
-        self._leases: dict[Any, Lease] = {}  # process() call -> lease
+        self._calls: dict[Any, Any] = {}  # process() call -> actor
         self._checked = 0.0
         self._failed_starts = 0
 
-    def run(self, job: Job, shards: Sequence[str], done: Callable[[str], None]) -> None:
+    def run(self, job: Job, shards: Sequence[str], done: Callable[[str], None], again: Again | None = None) -> None:
         """Process every shard. Raises: VillaError from a worker, or naming a shard that failed `attempts` times."""
-        queue, tries = deque(shards), dict.fromkeys(shards, 0)
-        left = set(shards)
+        queue = LeaseQueue(shards, self.attempts)
         try:
-            while left:
-                self._fill(min(self.workers, len(left)))
-                while self._idle and queue:
-                    actor, shard = self._idle.pop(), queue.popleft()
-                    tries[shard] += 1
-                    self._leases[actor.process.remote(job, shard)] = Lease(actor, shard, time.monotonic())
-                for lease, outcome in self._wait():
-                    if outcome is None:
-                        left.discard(lease.shard)
-                        done(lease.shard)
-                    elif isinstance(outcome, VillaError):
-                        raise outcome
-                    else:
-                        self._again(queue, tries, lease.shard, outcome)
+            while queue.left:
+                self._fill(min(self.workers, len(queue.left)))
+                self._lease(queue, job)
+                for actor, outcome in self._wait(queue):
+                    self._settle(queue, actor, outcome, done, again)
         except BaseException:
             self.close()
             raise
+        for actor in list(queue.leases):  # copies that lost; their attempts are collected as orphans
+            self._drop(actor)
 
-    def _again(self, queue: deque[str], tries: dict[str, int], shard: str, outcome: Exception) -> None:
+    def _lease(self, queue: LeaseQueue, job: Job) -> None:
+        idle, self._idle = self._idle, []
+        for actor in idle:
+            lease = queue.lease(actor, time.monotonic())
+            if lease is None:
+                self._idle.append(actor)
+                continue
+            if lease.copy:
+                LOG.info("shard %s takes long: another worker tries it, too", lease.shard)
+            self._calls[actor.process.remote(job, lease.shard, queue.hint(actor))] = actor
+
+    def _settle(
+        self,
+        queue: LeaseQueue,
+        actor: Any,
+        outcome: Exception | None,
+        done: Callable[[str], None],
+        again: Again | None,
+    ) -> None:
+        shard = queue.leases[actor].shard
+        if outcome is None:
+            if queue.done(actor, time.monotonic()):
+                done(shard)
+            return
+        if isinstance(outcome, VillaError):
+            if shard in queue.left:
+                raise outcome
+            queue.failed(actor)
+            return
         reason = " ".join(str(outcome).split())[-300:]
-        if tries[shard] >= self.attempts:
-            raise VillaError(f"shard {shard} failed {tries[shard]} times, last by {type(outcome).__name__}: {reason}")
-        LOG.warning("shard %s goes back to the queue (try %d): %s", shard, tries[shard], reason)
-        queue.appendleft(shard)
+        kind = DEADLINE if isinstance(outcome, GetTimeoutError) else type(outcome).__name__
+        wanted = shard in queue.left
+        if not queue.failed(actor):
+            raise VillaError(f"shard {shard} failed {queue.failures[shard]} times, last by {kind}: {reason}")
+        if wanted:
+            LOG.warning("shard %s goes back to the queue (try %d): %s", shard, queue.failures[shard], reason)
+            metrics.count_retry(kind)
+            if again is not None:
+                again(shard, kind)
 
     def _fill(self, wanted: int) -> None:
-        worker = ray.remote(num_cpus=1, max_restarts=0, max_task_retries=0)(ShardWorker)
+        options = {"num_cpus": 1, "num_gpus": self.gpus, "max_restarts": 0, "max_task_retries": 0}
+        worker = ray.remote(**options)(ShardWorker)
         while len(self._starting) + len(self._node) < wanted:
             actor = worker.remote()
             self._starting[actor.node.remote()] = (actor, time.monotonic())
 
-    def _wait(self) -> list[tuple[Lease, Exception | None]]:
-        """Leases that ended: None for a commit, the error otherwise."""
-        calls = [*self._leases, *self._starting]
+    def _wait(self, queue: LeaseQueue) -> list[tuple[Any, Exception | None]]:
+        """Actors whose leases ended: None for a commit, the error otherwise."""
+        calls = [*self._calls, *self._starting]
         ready, _ = ray.wait(calls, num_returns=1, timeout=POLL_SECONDS)
-        ended: list[tuple[Lease, Exception | None]] = []
+        ended: list[tuple[Any, Exception | None]] = []
         for call in ready:
             if call in self._starting:
                 self._started(call)
                 continue
-            lease = self._leases.pop(call)
+            actor = self._calls.pop(call)
             try:
-                ended.append((lease, ray.get(call)))
-                self._idle.append(lease.actor)
+                ended.append((actor, ray.get(call)))
+                self._idle.append(actor)
             except RayError as error:
-                self._drop(lease.actor)
-                ended.append((lease, error))
-        return ended + self._overdue() + self._lost_nodes()
+                self._drop(actor)
+                ended.append((actor, error))
+        self._slow_starts()
+        return ended + self._overdue(queue) + self._lost_nodes()
 
     def _started(self, call: Any) -> None:
         actor, _ = self._starting.pop(call)
@@ -134,12 +158,8 @@ class ActorPool:
             if self._failed_starts > START_FAILURES:
                 raise VillaError(f"workers did not start {self._failed_starts} times, last by: {reason}") from error
 
-    def _overdue(self) -> list[tuple[Lease, Exception | None]]:
+    def _slow_starts(self) -> None:
         now = time.monotonic()
-        late: list[tuple[Lease, Exception | None]] = []
-        for call, lease in list(self._leases.items()):
-            if now - lease.since > self.timeout:
-                late.append(self._revoke(call, f"no result after {self.timeout:.0f} s"))
         for call, (actor, since) in list(self._starting.items()):
             if now - since > START_SECONDS:
                 del self._starting[call]
@@ -150,34 +170,37 @@ class ActorPool:
                         f"(resources: {ray.available_resources().get('CPU', 0):.0f} CPU free); "
                         "free some or set ray.workers lower"
                     )
-        return late
 
-    def _lost_nodes(self) -> list[tuple[Lease, Exception | None]]:
+    def _overdue(self, queue: LeaseQueue) -> list[tuple[Any, Exception | None]]:
+        now = time.monotonic()
+        late = [c for c, actor in self._calls.items() if now - queue.leases[actor].since > self.timeout]
+        return [self._revoke(call, f"no result after {self.timeout:.0f} s") for call in late]
+
+    def _lost_nodes(self) -> list[tuple[Any, Exception | None]]:
         if time.monotonic() - self._checked < NODE_CHECK_SECONDS:
             return []
         self._checked = time.monotonic()
         alive = {n["NodeID"] for n in ray.nodes() if n["Alive"]}
-        lost: list[tuple[Lease, Exception | None]] = []
-        for call, lease in list(self._leases.items()):
-            if self._node.get(lease.actor) not in alive:
-                lost.append(self._revoke(call, "its node is gone"))
+        lost = [call for call, actor in self._calls.items() if self._node.get(actor) not in alive]
+        ended = [self._revoke(call, "its node is gone") for call in lost]
         for actor in [a for a in self._idle if self._node.get(a) not in alive]:
             self._drop(actor)
-        return lost
+        return ended
 
-    def _revoke(self, call: Any, reason: str) -> tuple[Lease, Exception]:
-        lease = self._leases.pop(call)
-        self._drop(lease.actor)
-        return lease, GetTimeoutError(reason)
+    def _revoke(self, call: Any, reason: str) -> tuple[Any, Exception | None]:
+        actor = self._calls.pop(call)
+        self._drop(actor)
+        return actor, GetTimeoutError(reason)
 
     def _drop(self, actor: Any) -> None:
         self._node.pop(actor, None)
         if actor in self._idle:
             self._idle.remove(actor)
+        self._calls = {call: a for call, a in self._calls.items() if a != actor}
         ray.kill(actor, no_restart=True)
 
     def close(self) -> None:
         """Stop all actors, so that the CPUs are free for training."""
         for actor in [*self._node, *(a for a, _ in self._starting.values())]:
             ray.kill(actor, no_restart=True)
-        self._starting, self._idle, self._node, self._leases = {}, [], {}, {}
+        self._starting, self._idle, self._node, self._calls = {}, [], {}, {}

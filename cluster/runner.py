@@ -2,32 +2,47 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import ray
 
 from cluster.pool import ActorPool
 from cluster.session import DRIVER_SLACK
 from cluster.train import train_on_ray
-from shards.work import Job
+from shards.work import Again, Job
 from villa_dist.config import RayConfig
 from villa_dist.train.jobs import TrainRequest
 
 
 class RayRunner:
-    """Needs a Ray that is initialised (`cluster.session`)."""
+    """Needs a Ray that is initialised (`cluster.session`). One pool at a time: of CPUs, or of GPUs where there are some
+    and the job has a use for them."""
 
     def __init__(self, config: RayConfig) -> None:
-        cpus = int(ray.cluster_resources().get("CPU", 1))
-        workers = config.workers or max(cpus - DRIVER_SLACK, 1)
-        self._pool = ActorPool(workers, config.shard_timeout_seconds, config.attempts)
+        self.config = config
+        self._pool: ActorPool | None = None
 
-    def shards(self, job: Job, shards: Sequence[str], done: Callable[[str], None]) -> None:
-        self._pool.run(job, shards, done)
+    def shards(self, job: Job, shards: Sequence[str], done: Callable[[str], None], again: Again | None = None) -> None:
+        workers, gpus = pool_size(self.config, ray.cluster_resources(), on_device=getattr(job, "on_device", False))
+        if self._pool is None or (self._pool.workers, self._pool.gpus) != (workers, gpus):
+            self.close()
+            self._pool = ActorPool(workers, self.config.shard_timeout_seconds, self.config.attempts, gpus)
+        self._pool.run(job, shards, done, again)
 
     def train(self, request: TrainRequest) -> None:
-        self._pool.close()
+        self.close()
         train_on_ray(request)
 
     def close(self) -> None:
-        self._pool.close()
+        if self._pool is not None:
+            self._pool.close()
+        self._pool = None
+
+
+def pool_size(config: RayConfig, resources: Mapping[str, float], *, on_device: bool) -> tuple[int, float]:
+    """(actors, GPUs of each). Some CPUs stay free: what has all of them starves whatever else must run."""
+    cpus, gpus = int(resources.get("CPU", 1)), resources.get("GPU", 0.0)
+    most = max(cpus - DRIVER_SLACK, 1)
+    if not on_device or gpus < config.gpus_per_worker:
+        return config.workers or most, 0.0
+    return config.workers or min(most, int(gpus / config.gpus_per_worker)), config.gpus_per_worker

@@ -7,7 +7,7 @@ A manifest is derived: it can be removed and is rebuilt from the markers. Its `d
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -54,6 +54,21 @@ class Manifest:
     @property
     def digest(self) -> str:
         return fingerprint([list(self.shards), list(self.samples), list(self.sha256)])
+
+    def of(self, shards: Collection[str]) -> Manifest:
+        """The part about `shards`; what they refused is not known any more."""
+        rows = [i for i, shard in enumerate(self.shards) if shard in shards]
+        samples = tuple(self.samples[i] for i in rows)
+        return Manifest(
+            self.stage,
+            tuple(self.shards[i] for i in rows),
+            samples,
+            tuple(self.bytes[i] for i in rows),
+            tuple(self.sha256[i] for i in rows),
+            tuple(self.keys_digests[i] for i in rows),
+            sum(samples),
+            0,
+        )
 
     @property
     def keys(self) -> SampleDigest:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import mmap
 import os
 from collections.abc import Iterator, Sequence
+from typing import BinaryIO
 
 import numpy as np
 import pyarrow as pa
@@ -66,6 +67,7 @@ class BaseShard:
             )
         name, data = read_committed(stage, idx)
         self.index = ShardIndex.from_bytes(data, name)
+        self._fetched: BinaryIO | None = None
 
     def __len__(self) -> int:
         return len(self.index)
@@ -95,22 +97,32 @@ class BaseShard:
             self.tar = self.marker.output(".tar").file  # the attempt was moved since
             return self.store.read_ranges(self.tar, spans)
 
-    def samples(self) -> Iterator[tuple[str, dict[str, bytes]]]:
-        """All samples in tar order, from one sequential read of the tar into memory-mapped storage.
+    def fetch(self) -> None:
+        """Do now what `samples` begins with: get the tar and check its content."""
+        self._fetched = self._checked()
 
-        Raises: ShardError, before the first sample, when the content no longer has the digest its marker recorded.
-        """
+    def _checked(self) -> BinaryIO:
         output = self.marker.output(".tar")
         try:
             file = self.store.open(self.tar, output.bytes)
         except FileNotFoundError:
             file = self.store.open(output.file, output.bytes)  # the attempt was moved since
+        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped, memoryview(mapped) as data:
+            if output.is_content(data):
+                return file
+        file.close()
+        raise ShardError(
+            f"shard {self.place} no longer has the content its marker recorded; restore the file, or redo the ingest "
+            "stage with --force"
+        )
+
+    def samples(self) -> Iterator[tuple[str, dict[str, bytes]]]:
+        """All samples in tar order, from one sequential read of the tar into memory-mapped storage.
+
+        Raises: ShardError, before the first sample, when the content no longer has the digest its marker recorded.
+        """
+        file, self._fetched = self._fetched or self._checked(), None
         with file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped, memoryview(mapped) as data:
-            if not output.is_content(data):
-                raise ShardError(
-                    f"shard {self.place} no longer has the content its marker recorded; restore the file, or redo the "
-                    "ingest stage with --force"
-                )
             for row, key in enumerate(self.keys):
                 yield key, {suffix: bytes(data[at : at + size]) for suffix, at, size in self.index.members(row)}
 

@@ -142,6 +142,17 @@ class Store:
             files = [e for e in entries if e.name.endswith(suffix) and e.is_file()]
         return {e.name: e.stat().st_size for e in sorted(files, key=lambda e: e.name)}
 
+    def list_modified(self, folder: str = "", suffix: str = "") -> dict[str, float]:
+        """The same names with the time each was last written, in seconds since 1970 by the storage's clock."""
+        place = self.path(folder)
+        if not self.local:
+            entries = ((e.path[len(place) + 1 :], e.modified) for e in self.objects.entries(f"{place}/"))
+            return dict(sorted((n, at) for n, at in entries if n and n.endswith(suffix)))
+        if not os.path.isdir(place):
+            return {}
+        with os.scandir(place) as found:
+            return dict(sorted((e.name, e.stat().st_mtime) for e in found if e.name.endswith(suffix) and e.is_file()))
+
     def folders(self, folder: str = "") -> Names:
         """Names of the folders directly in `folder`, sorted; empty when there is no such folder."""
         place = self.path(folder)

@@ -7,7 +7,7 @@ that a single stage can refuse to build on output of another config (`check_upst
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -16,6 +16,7 @@ from shards.commit import StageFolder
 from shards.digest import difference, fingerprint
 from shards.errors import StaleStageError, VillaError
 from shards.manifest import Manifest
+from shards.sample import ALL, chosen
 from shards.store import Store
 from villa_dist import models
 from villa_dist.attributes import vocabulary
@@ -27,7 +28,7 @@ from villa_dist.encoders import published
 from villa_dist.regions.detector import identity
 from villa_dist.stages import vocabulary as vocabulary_stage
 from villa_dist.stages.ingest import Unit, units
-from villa_dist.train.jobs import TrainRequest, model_folder
+from villa_dist.train.jobs import TrainRequest, keeps_a_sample, kept_below, model_folder
 
 FORMAT = 2  # raised when the same config would give other bytes
 STAGES = ("ingest", "vocabulary", "pretrain", "regions", "fit-mapping", "pairs", "train", "evaluate", "report")
@@ -36,11 +37,13 @@ HOW = ("workers", "threads", "keep_checkpoints", "checkpoint_steps")  # how a jo
 
 @dataclass(frozen=True)
 class Claim:
-    """`config` claims `folders` together; --force empties `clears` as well."""
+    """`config` claims `folders` together; --force empties `clears` as well. below: of the embeddings' folder, only shards
+    whose rank lies below it are kept (`shards.sample`)."""
 
     folders: tuple[StageFolder, ...]
     config: dict[str, Any]
     clears: tuple[StageFolder, ...] = ()
+    below: int = ALL
 
 
 # ---- what a run consists of
@@ -112,36 +115,57 @@ def _extraction(config: Config) -> dict[str, Any]:
     return {"extraction": EXTRACTION, "negation": config.vocabulary.negation}
 
 
+def region_splits(config: Config) -> list[str]:
+    """The splits that the regions stage works on: where pairs are fused, only the one that fit-mapping learns from."""
+    return splits(config)[:1] if config.pairs.fused else splits(config)
+
+
+def region_shards(config: Config, split: str) -> list[str]:
+    """The shards of a split whose regions are kept."""
+    shards = stage_manifest(config, split).shards
+    below = kept_below(config, shards) if config.pairs.fused else ALL
+    return [s for s in shards if chosen(s, below)]
+
+
 def regions(config: Config, split: str) -> Claim:
     frozen = config.mapping.encoder == "frozen"
+    base = stage_manifest(config, split)
     what = {
         "regions": regions_choice(config),
         "vocabulary": vocabulary.read(Store(config.run)).fingerprint,
         **_extraction(config),
-        "base": stage_manifest(config, split).digest,
+        "base": base.digest,
         "embeddings": models.load(model_folder(config, "one_to_one")).sha256 if frozen else "none kept",
     }
     written = ("embeddings", "regions") if frozen else ("regions",)
-    return _on_split(config, split, what, written, ("regions", "embeddings"))
+    claim = _on_split(config, split, what, written, ("regions", "embeddings"))
+    return replace(claim, below=kept_below(config, base.shards))
 
 
 def regions_choice(config: Config) -> dict[str, Any]:
     """What decides about boxes: of the backends' own settings only the chosen one's."""
-    chosen = config.regions.model_dump(mode="json", exclude={"segments", "hf"} - {config.regions.proposals})
+    left_out = {"segments", "hf", "decode_threads"} - {config.regions.proposals}
+    if not keeps_a_sample(config):
+        left_out.add("keep_embeddings")
+    settings = config.regions.model_dump(mode="json", exclude=left_out)
     if config.regions.proposals == "hf":
         where = ("model", "revision", "device", "batch_images")
-        chosen["hf"] = {k: v for k, v in chosen["hf"].items() if k not in where}
-        chosen["hf"]["checkpoint"] = identity(config.regions.hf)
-    return chosen
+        settings["hf"] = {k: v for k, v in settings["hf"].items() if k not in where}
+        settings["hf"]["checkpoint"] = identity(config.regions.hf)
+    return settings
 
 
 def pairs(config: Config, split: str) -> Claim:
+    """Fused pairs depend on what regions would be made of, the others on the regions that are there."""
     what = {
-        "pairs": _section(config, "pairs"),
+        "pairs": config.pairs.model_dump(mode="json", exclude={"fused"}),
         "mapping": models.load(model_folder(config, "mapping")).sha256,
-        "regions": stage_manifest(config, split, "regions").digest,
         "base": stage_manifest(config, split).digest,
     }
+    if config.pairs.fused:
+        what["fused"] = regions(config, split).config
+    else:
+        what["regions"] = stage_manifest(config, split, "regions").digest
     return _on_split(config, split, what, ("pairs",))
 
 
@@ -165,6 +189,8 @@ def training(config: Config, job: str) -> Claim:
         what["mapping"] = config.mapping.model_dump(mode="json", exclude={"fit"})
         what["one_to_one"] = models.load(model_folder(config, "one_to_one")).sha256
         what["regions"] = stage_manifest(config, "train", "regions").digest
+        if keeps_a_sample(config):
+            what["keep_embeddings"] = config.regions.keep_embeddings
     elif job != "one_to_one":
         what[request.pairs] = stage_manifest(config, "train", request.pairs).digest
     return Claim((StageFolder(f"{config.run}/models", job),), what)
@@ -215,7 +241,7 @@ def _makers(config: Config, stage: str) -> list[Callable[[], Claim]]:
         "ingest": [partial(_ingested, config, split) for split in every],
         "vocabulary": [partial(phrases, config)],
         "pretrain": [partial(training, config, "one_to_one")],
-        "regions": [partial(regions, config, split) for split in every],
+        "regions": [partial(regions, config, split) for split in region_splits(config)],
         "fit-mapping": [partial(training, config, "mapping")],
         "pairs": [partial(pairs, config, split) for split in every],
         "train": [partial(training, config, job) for job in jobs(config)[1:]],

@@ -220,6 +220,10 @@ class RegionsConfig(Section):
     batch_pixels: Positive = 16_777_216  # and so many pixels of them, as padded
     batch_boxes: Positive = 4096  # and so many regions; one image that is over stands alone
     threads: Positive = 1  # fixed, so that results do not depend on the machine's load
+    decode_threads: Positive = 1  # decode the next images while these are embedded
+    # of how many shards, chosen by their names, the embeddings are kept (mapping.encoder=frozen); and, where pairs are
+    # fused, the regions at all. fit-mapping learns from these
+    keep_embeddings: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
 
     @model_validator(mode="after")
     def _detector_is_named(self) -> RegionsConfig:
@@ -312,6 +316,7 @@ class PairsConfig(Section):
     assign: Literal["relative", "absolute"] = "absolute"
     epsilon: Annotated[float, Field(ge=0)] = 0.2
     threshold: float = 0.5
+    fused: bool = False  # propose, embed and map in one pass, without region sidecars of every shard
 
 
 class EvaluateConfig(Section):
@@ -324,6 +329,7 @@ class RayConfig(Section):
     workers: Positive | None = None  # None: one a CPU, less the driver's slack
     shard_timeout_seconds: PositiveFloat = 1800.0
     attempts: Positive = 4  # a shard's tries before the stage fails
+    gpus_per_worker: PositiveFloat = 1.0  # of stages that embed, where the cluster has GPUs; 0.5: two workers a GPU
 
 
 class Config(Section):

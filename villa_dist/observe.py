@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import logging
 import sys
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from types import TracebackType
+from typing import TypeVar
 
 LOG = logging.getLogger("villa")
 PLAIN_SECONDS = 5.0
+T = TypeVar("T")
+END = object()
 
 
 def set_up_logging(level: str = "INFO") -> None:
@@ -25,10 +29,11 @@ def set_up_logging(level: str = "INFO") -> None:
 
 
 class Timers:
-    """Seconds spent in the parts of a piece of work."""
+    """Seconds spent in the parts of a piece of work, by any number of threads."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
+        self._lock = threading.Lock()
 
     @contextmanager
     def time(self, part: str) -> Iterator[None]:
@@ -36,7 +41,22 @@ class Timers:
         try:
             yield
         finally:
-            self.seconds[part] = self.seconds.get(part, 0.0) + time.perf_counter() - start
+            self.add(part, time.perf_counter() - start)
+
+    def add(self, part: str, seconds: float) -> None:
+        with self._lock:
+            self.seconds[part] = self.seconds.get(part, 0.0) + seconds
+
+    def each(self, part: str, items: Iterable[T]) -> Iterator[T]:
+        """`items`, with the time it takes to get them."""
+        left = iter(items)
+        while True:
+            start = time.perf_counter()
+            item = next(left, END)
+            self.add(part, time.perf_counter() - start)
+            if item is END:
+                return
+            yield item  # type: ignore[misc]
 
     def rounded(self) -> dict[str, float]:
         return {k: round(v, 4) for k, v in sorted(self.seconds.items())}

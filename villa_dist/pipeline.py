@@ -15,8 +15,10 @@ from typing import Any
 from shards import manifest
 from shards.collect import Summary, conservation
 from shards.commit import SUFFIX, StageFolder
+from shards.digest import fingerprint
 from shards.errors import BudgetError, ShardError, StaleStageError, VillaError
 from shards.manifest import Manifest
+from shards.sample import ALL, chosen
 from shards.store import Store
 from villa_dist import claims, models
 from villa_dist.attributes import vocabulary
@@ -24,12 +26,13 @@ from villa_dist.claims import STAGES, Claim
 from villa_dist.config import Config, dump
 from villa_dist.docmnist import words as docmnist_words
 from villa_dist.evaluate import assemble
-from villa_dist.observe import LOG, Progress
+from villa_dist.observe import LOG
 from villa_dist.runner import Runner
 from villa_dist.stages import vocabulary as vocabulary_stage
 from villa_dist.stages.base import StageRequest
 from villa_dist.stages.ingest import units
-from villa_dist.train.jobs import TrainRequest, model_folder
+from villa_dist.stages.progress import StageProgress
+from villa_dist.train.jobs import TrainRequest, kept_below, model_folder
 from villa_dist.train.progress import watch
 
 
@@ -95,17 +98,18 @@ class Pipeline:
         self._train("one_to_one")
 
     def regions(self) -> None:
-        params = {"model": model_folder(self.config, "one_to_one") if self.config.mapping.encoder == "frozen" else ""}
-        for split in claims.splits(self.config):
+        for split in claims.region_splits(self.config):
             claim = claims.regions(self.config, split)
-            self._shards("regions", split, claim, self._base(split).shards, params)
+            params = {"model": self._frozen(), "keep": claim.below}
+            self._shards("regions", split, claim, claims.region_shards(self.config, split), params)
 
     def fit_mapping(self) -> None:
         self._train("mapping")
 
     def pairs(self) -> None:
-        params = {"model": model_folder(self.config, "mapping")}
         for split in claims.splits(self.config):
+            fused = fingerprint(claims.regions(self.config, split).config) if self.config.pairs.fused else None
+            params = {"model": model_folder(self.config, "mapping"), "vlm": self._frozen(), "regions": fused}
             self._shards("pairs", split, claims.pairs(self.config, split), self._base(split).shards, params)
 
     def train(self) -> None:
@@ -135,6 +139,10 @@ class Pipeline:
 
     # ---- what the stages share
 
+    def _frozen(self) -> str:
+        """The folder of the VLM whose features the mapping takes; empty where it has a tower of its own."""
+        return model_folder(self.config, "one_to_one") if self.config.mapping.encoder == "frozen" else ""
+
     def _measure(self, split: str) -> dict[str, Any]:
         measured: dict[str, Any] = {}
         for job in claims.jobs(self.config):
@@ -163,18 +171,23 @@ class Pipeline:
         left = [f for f in claim.clears if f.stage not in {c.stage for c in claim.folders}]
         for each in (*claim.folders, *left):
             each.settle_all()
-        done = set.intersection(*(self._sound(each, each.shards_done(), bound) for each in claim.folders))
+        done = set.intersection(*(self._committed(each, claim, shards, bound) for each in claim.folders))
         missing = [s for s in shards if s not in done]
         if not missing and (whole := self._manifest(output)):
             LOG.info("%s: complete, %d shards", name, len(shards))
             return whole
         request = StageRequest(stage, output.stage, split, self.config, bound, dict(params or {}))
-        with Progress(name, len(shards), "shards", len(shards) - len(missing)) as progress:
-            self.runner.shards(request, missing, lambda shard: progress.advance())
+        with StageProgress(name, output, len(shards), len(shards) - len(missing)) as progress:
+            self.runner.shards(request, missing, progress.done, progress.again)
         for each in (*claim.folders, *left):
             each.settle_all()
         check()
         return manifest.write(output, shards)
+
+    def _committed(self, output: StageFolder, claim: Claim, shards: Sequence[str], bound: str) -> set[str]:
+        """The shards that `output` need not be given any more."""
+        unkept = {s for s in shards if not chosen(s, claim.below)} if output.stage == "embeddings" else set()
+        return self._sound(output, output.shards_done(), bound) | unkept
 
     def _manifest(self, output: StageFolder) -> Manifest | None:
         """A stage's manifest; None where there is none or it is damaged, since markers can make it anew."""
@@ -219,7 +232,10 @@ class Pipeline:
         if models.done(folder):
             LOG.info("train %s: complete", job)
             return
-        with watch(folder, job, request.optim.steps_over(self._base("train").total)):
+        base = self._base("train")
+        below = kept_below(self.config, base.shards) if job == "mapping" else ALL
+        samples = base.of({s for s in base.shards if chosen(s, below)}).total
+        with watch(folder, job, request.optim.steps_over(samples)):
             self.runner.train(request)
         if not models.done(folder):
             raise ShardError(f"training {job} ended without its marker {folder}/done.json; run the same command again")

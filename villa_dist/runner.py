@@ -17,15 +17,15 @@ from typing import Any, Protocol
 from torch.multiprocessing.spawn import ProcessExitedException, ProcessRaisedException, start_processes
 
 from shards.errors import VillaError
-from shards.work import Job, run_here
+from shards.work import Again, Job, run_here
 from villa_dist.train.jobs import TrainRequest, run_request
 
 
 class Runner(Protocol):
     """Raises what the work raises: VillaError for what a user can mend."""
 
-    def shards(self, job: Job, shards: Sequence[str], done: Callable[[str], None]) -> None:
-        """Process `shards`, in any order; `done(shard)` after each commit."""
+    def shards(self, job: Job, shards: Sequence[str], done: Callable[[str], None], again: Again | None = None) -> None:
+        """Process `shards`, in any order; `done(shard)` after each commit, `again(shard, why)` before each retry."""
         ...
 
     def train(self, request: TrainRequest) -> None: ...
@@ -36,7 +36,7 @@ class Runner(Protocol):
 class LocalRunner:
     """Everything in this process; training with several workers spawns them on this host."""
 
-    def shards(self, job: Job, shards: Sequence[str], done: Callable[[str], None]) -> None:
+    def shards(self, job: Job, shards: Sequence[str], done: Callable[[str], None], again: Again | None = None) -> None:
         run_here(job, shards, done)
 
     def train(self, request: TrainRequest) -> None:

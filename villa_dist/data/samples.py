@@ -13,6 +13,7 @@ from shards import manifest, sidecar
 from shards.commit import StageFolder
 from shards.decode import decode_image, image_member, sample_text
 from shards.reader import BaseShard, embeddings_of, read_sidecar
+from shards.sample import ALL, chosen
 
 OPEN_SHARDS = 64
 NO_BOXES = np.zeros((0, 4), np.float32)
@@ -66,19 +67,29 @@ class OpenShard:
 class Samples:
     """Samples of `<dataset>/base` joined with `<dataset>/<stage>`, by (shard index, row).
 
-    stage: a sidecar stage (`pairs`, `truth`, `regions`) or None. Keeps the most recently used shards open.
+    stage: a sidecar stage (`pairs`, `truth`, `regions`) or None. below: only shards whose rank lies below it
+    (`shards.sample`). Keeps the most recently used shards open.
     """
 
     def __init__(
-        self, dataset_url: str, stage: str | None, *, images: bool, embeddings: bool = False, max_pixels: int
+        self,
+        dataset_url: str,
+        stage: str | None,
+        *,
+        images: bool,
+        embeddings: bool = False,
+        max_pixels: int,
+        below: int = ALL,
     ) -> None:
         self.dataset_url, self.stage = dataset_url, stage
         self.images, self.embeddings, self.max_pixels = images, embeddings, max_pixels
+        self.below = below
         self._open: OrderedDict[int, OpenShard] = OrderedDict()
 
     @cached_property
     def manifest(self) -> manifest.Manifest:
-        return manifest.read(StageFolder(self.dataset_url, "base"))
+        base = manifest.read(StageFolder(self.dataset_url, "base"))
+        return base if self.below == ALL else base.of({s for s in base.shards if chosen(s, self.below)})
 
     def shard(self, index: int) -> OpenShard:
         if index in self._open:

@@ -8,8 +8,10 @@ attribute embeddings h_a are frozen: the unit mean of the prompts' embeddings by
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int, UInt8
@@ -61,10 +63,13 @@ class SharedHead(nn.Module):
     def forward(
         self, feature: Float[Tensor, "R E"], attribute: Float[Tensor, "V D"], ids: Int[Tensor, " A"]
     ) -> Float[Tensor, "R A"]:
-        chosen_AD = attribute[ids]
-        u_RH = F.normalize(F.relu(self.region(feature)), dim=-1)
-        v_AH = F.normalize(torch.sigmoid(self.gate(chosen_AD)) * self.attribute(chosen_AD), dim=-1)
-        return u_RH @ v_AH.T
+        return self.of_regions(feature) @ self.of_attributes(attribute[ids]).T
+
+    def of_regions(self, feature: Float[Tensor, "R E"]) -> Float[Tensor, "R H"]:
+        return F.normalize(F.relu(self.region(feature)), dim=-1)
+
+    def of_attributes(self, chosen_AD: Float[Tensor, "A D"]) -> Float[Tensor, "A H"]:
+        return F.normalize(torch.sigmoid(self.gate(chosen_AD)) * self.attribute(chosen_AD), dim=-1)
 
 
 HEADS = {
@@ -128,3 +133,36 @@ class MappingModel(nn.Module):
         """What assignment cuts: the cosine after a contrastive fit, a probability after the others."""
         cosine = self.cosine(feature, ids)
         return cosine if self.config.loss == "contrastive" else torch.sigmoid(self.logits(cosine, ids))
+
+    def score_images(
+        self, feature: Float[Tensor, "R E"], regions: Sequence[int], mentions: Sequence[Int[np.ndarray, " a"]]
+    ) -> list[Float[np.ndarray, "r a"]]:
+        """`scores` of each image's own regions and attributes, which are a small part of all R x A: image i has the next
+        `regions[i]` rows of `feature` and the ids `mentions[i]`. One pass over the regions, one over the distinct ids."""
+        cosines = self._cosines(feature, regions, mentions)
+        flat = torch.from_numpy(np.concatenate([np.zeros(0, np.float32), *[c.ravel() for c in cosines]]))
+        if self.config.loss != "contrastive":
+            ids = np.concatenate(
+                [np.zeros(0, np.int64), *[np.tile(a, r) for a, r in zip(mentions, regions, strict=True)]]
+            )
+            prior = self.prior.cpu()[torch.from_numpy(ids)]
+            flat = torch.sigmoid(flat * self.log_scale.exp().cpu() + prior)
+        ends = np.cumsum([c.size for c in cosines])[:-1]
+        return (
+            [s.reshape(c.shape) for s, c in zip(np.split(flat.numpy(), ends), cosines, strict=True)] if cosines else []
+        )
+
+    def _cosines(
+        self, feature: Float[Tensor, "R E"], regions: Sequence[int], mentions: Sequence[Int[np.ndarray, " a"]]
+    ) -> list[Float[np.ndarray, "r a"]]:
+        device = self.attribute.device
+        starts = np.concatenate([[0], np.cumsum(regions)]).tolist()
+        spans = [slice(a, b) for a, b in zip(starts, starts[1:], strict=False)]
+        if not isinstance(self.head, SharedHead):
+            every = [torch.from_numpy(ids).to(device) for ids in mentions]
+            return [self.cosine(feature[s].to(device), ids).cpu().numpy() for s, ids in zip(spans, every, strict=True)]
+        distinct, at = np.unique(np.concatenate([np.zeros(0, np.int64), *mentions]), return_inverse=True)
+        u_RH = self.head.of_regions(feature.to(device)).cpu().numpy()
+        v_AH = self.head.of_attributes(self.attribute[torch.from_numpy(distinct).to(device)]).cpu().numpy()
+        places = np.split(at, np.cumsum([len(ids) for ids in mentions])[:-1]) if mentions else []
+        return [u_RH[span] @ v_AH[place].T for span, place in zip(spans, places, strict=True)]

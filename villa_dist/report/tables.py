@@ -9,6 +9,7 @@ from typing import Any
 from shards import sidecar
 from shards.commit import Marker, StageFolder
 from villa_dist.names import TITLES, VLMS
+from villa_dist.profile import binding, worker_seconds
 from villa_dist.report.text import count, number
 
 SPLITS = ("train", "validation", "test")
@@ -131,7 +132,8 @@ def training(metrics: Mapping[str, Sequence[Mapping[str, float]]]) -> list[Train
 
 @dataclass(frozen=True)
 class StageRow:
-    """One stage on one split: sums over its committed shards. `parts` are seconds, of all workers together."""
+    """One stage on one split: sums over its committed shards. `parts` are seconds, of all workers together; where
+    there is waiting, `read` and `decode` are those of threads beside the work."""
 
     split: str
     folder: str
@@ -143,7 +145,13 @@ class StageRow:
 
     @property
     def seconds(self) -> float | None:
-        return sum(seconds for _, seconds in self.parts) if self.parts else None
+        return worker_seconds(dict(self.parts)) if self.parts else None
+
+    @property
+    def binding(self) -> str:
+        """The resource that took most of the workers' time, and its share."""
+        found = binding(dict(self.parts))
+        return f"{found[0]} ({found[1]:.0%})" if found else ""
 
     @property
     def rate(self) -> float | None:

@@ -34,6 +34,13 @@ class StageRequest:
     def dataset(self) -> str:
         return f"{self.run}/{self.split}"
 
+    @property
+    def on_device(self) -> bool:
+        """Whether a GPU is of use."""
+        return self.stage in ("pairs", "embed") or (
+            self.stage == "regions" and bool(self.params.get("model") or self.config.regions.proposals == "hf")
+        )
+
     def worker(self) -> ShardStage:
         """Raises: VillaError when there is no such stage."""
         from villa_dist.stages.registry import make_stage  # the registry imports the stages, which import this module

@@ -8,12 +8,13 @@ import torch
 
 from shards import sidecar
 from shards.commit import Marker, StageFolder
-from shards.reader import BaseShard, read_sidecar
+from shards.reader import read_sidecar
 from villa_dist import models
 from villa_dist.encoders.precision import best_device
 from villa_dist.observe import Timers
 from villa_dist.stages.base import StageRequest, commit_sidecar
 from villa_dist.stages.images import embed_regions
+from villa_dist.stages.windows import ReadAhead, windows
 
 
 class EmbedStage:
@@ -22,27 +23,35 @@ class EmbedStage:
     def __init__(self, request: StageRequest) -> None:
         self.request, self.config = request, request.config
         torch.set_num_threads(self.config.regions.threads)
-        self.base = StageFolder(request.dataset, "base")
+        self.ahead = ReadAhead(StageFolder(request.dataset, "base"))
         self.truth = StageFolder(request.dataset, "truth")
         self.model = models.load_vlm(request.params["model"], best_device())
 
+    def read_ahead(self, shard: str) -> None:
+        self.ahead.begin(shard)
+
     def process(self, shard: str) -> Marker:
         timers = Timers()
-        base = BaseShard(self.base, shard)
+        base = self.ahead.open(shard, timers)
         table = read_sidecar(self.truth, shard, sidecar.PAIRS)
         sidecar.check_aligned(table, base.keys, self.truth.store.path(shard))
         boxes, box_at = sidecar.list_column(table, "boxes")
         width = self.model.dim
-        with timers.time("embed"):
-            values = embed_regions(
-                self.model.embed_regions, self.model, base, boxes, box_at, self.config, width
-            ).numpy()
+        values = np.zeros((len(boxes), width), np.float32)
+        for window in windows(base, self.config, timers, pixels=True):
+            rows = range(window[0].row, window[-1].row + 1)
+            here = [boxes[box_at[i] : box_at[i + 1]] for i in rows]
+            with timers.time("embed"):
+                embed = self.model.embed_regions
+                found = embed_regions(embed, self.model, window, here, self.config, width, base.place)
+            values[box_at[rows.start] : box_at[rows.stop]] = found.numpy()
         image_of = np.repeat(np.arange(len(base)), np.diff(box_at)).astype(np.int32)
         kind = pa.list_(pa.float32(), width)
         flat = pa.array(values.reshape(-1), type=pa.float32())
         out = pa.table({"row": image_of, "embedding": pa.FixedSizeListArray.from_arrays(flat, type=kind)})
         with self.request.output().attempt(shard) as attempt:
-            attempt.write(f"{shard}.parquet", sidecar.to_bytes(out))
+            with timers.time("write"):
+                attempt.write(f"{shard}.parquet", sidecar.to_bytes(out))
             return commit_sidecar(
                 self.request,
                 attempt,
@@ -50,5 +59,5 @@ class EmbedStage:
                 keys=base.keys,
                 input_digest=base.marker.output(".tar").sha256,
                 timers=timers,
-                counts={"regions": len(values)},
+                counts={"regions": len(values), "decoded": len(base)},
             )

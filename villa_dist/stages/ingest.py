@@ -108,12 +108,11 @@ class IngestStage:
         ignored: dict[str, int] = {}
         with self.request.output().attempt(unit.shard) as attempt:
             collector = Collector(attempt, unit.shard)
-            with timers.time("check"):
-                for sample, members in scan_tar(store, unit.source, scan):
-                    for suffix in [s for s in members if s not in KEPT]:
-                        ignored[suffix] = ignored.get(suffix, 0) + 1
-                        del members[suffix]
-                    self._take(collector, sample.key, members)
+            for sample, members in timers.each("read", scan_tar(store, unit.source, scan)):
+                for suffix in [s for s in members if s not in KEPT]:
+                    ignored[suffix] = ignored.get(suffix, 0) + 1
+                    del members[suffix]
+                self._take(collector, sample.key, members, timers)
             warnings = self._aftermath(collector, scan, store.path(unit.source), ignored)
             return self._commit(collector, f"{unit.source}:{unit.bytes}", timers, warnings)
 
@@ -128,16 +127,18 @@ class IngestStage:
             warnings=warnings,
         )
 
-    def _take(self, collector: Collector, key: str, members: dict[str, bytes]) -> None:
+    def _take(self, collector: Collector, key: str, members: dict[str, bytes], timers: Timers) -> None:
         try:
             if key in collector.seen:
                 raise DecodeError("duplicate_key", "an earlier sample of this shard has the same key; it is kept")
-            decode_image(image_member(members), self.config.data.max_pixels)
-            sample_text(members)
+            with timers.time("decode"):
+                decode_image(image_member(members), self.config.data.max_pixels)
+                sample_text(members)
         except DecodeError as error:
             collector.refuse(key, members, error.reason, error.detail)
         else:
-            collector.add(key, members)
+            with timers.time("write"):
+                collector.add(key, members)
 
     def _aftermath(self, collector: Collector, scan: Scan, place: str, ignored: dict[str, int]) -> tuple[str, ...]:
         """Members that never became samples, and a damaged end, recorded like refused samples."""

@@ -1,72 +1,175 @@
-"""pairs: score each image's regions against the attributes its text mentions, and keep the pairs that hold."""
+"""pairs: score each image's regions against the attributes its text mentions, and keep the pairs that hold.
+
+What is there is used: boxes and mentions of a regions sidecar, features of an embeddings sidecar. What is not is made in
+the same pass: propose, embed and map in one read and one decode an image, which writes nothing but pairs. Either way the
+pairs are the same, byte for byte.
+"""
 
 from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
 import torch
+from torch import Tensor
 
 from shards import sidecar
 from shards.commit import Marker, StageFolder
+from shards.errors import ShardError
 from shards.reader import BaseShard, embeddings_of, read_sidecar
 from villa_dist import models
 from villa_dist.encoders.precision import best_device
 from villa_dist.mapping.assign import assign
 from villa_dist.observe import Timers
 from villa_dist.stages.base import StageRequest, commit_sidecar
-from villa_dist.stages.images import embed_regions
+from villa_dist.stages.images import NO_BOXES, embed_regions
+from villa_dist.stages.propose import Finder
+from villa_dist.stages.windows import ReadAhead, Sample, spans, windows
 from villa_dist.types import RegionAttributePairs
 
-NO_BOXES = np.zeros((0, 4), np.float32)
+
+@dataclass(frozen=True)
+class Known:
+    """What sidecars say of the N images of a shard."""
+
+    boxes: list[np.ndarray]  # N times r x 4
+    mentions: list[np.ndarray]  # N times a, int64
+    pixels: list[int]  # N
+
+
+@dataclass(frozen=True)
+class Images:
+    """A run of images on the way to pairs. N images, R regions of them all."""
+
+    boxes: list[np.ndarray]  # N times r x 4
+    mentions: list[np.ndarray]  # N times a, int64
+    feature: Tensor  # R x E
 
 
 class PairsStage:
-    """params: model, the folder of the mapping model."""
+    """params: model, the folder of the mapping model; vlm, that of the frozen VLM, else empty; regions, the fingerprint that
+    region sidecars must have where pairs are fused, else None: every shard has one."""
 
     def __init__(self, request: StageRequest) -> None:
         self.request, self.config = request, request.config
         torch.set_num_threads(self.config.regions.threads)
         self.base = StageFolder(request.dataset, "base")
         self.regions = StageFolder(request.dataset, "regions")
+        self.embeddings = StageFolder(request.dataset, "embeddings")
+        self.ahead = ReadAhead(self.base)
         self.model = models.load_mapping(request.params["model"], best_device())
+        place = request.params["vlm"]
+        self.vlm = models.load_vlm(place, best_device()) if place else None
+        self.finder: Finder | None = None
+
+    def read_ahead(self, shard: str) -> None:
+        if self.vlm is None or self.embeddings.find_marker(shard) is None:
+            self.ahead.begin(shard)
 
     def process(self, shard: str) -> Marker:
         timers = Timers()
-        base = BaseShard(self.base, shard)
+        base = self.ahead.open(shard, timers)
+        with timers.time("read"):
+            known = self._known(shard, base)
+            feature = self._feature(shard, known)
+        images: list[RegionAttributePairs] = []
+        counts = {"regions": 0, "mentions": 0, "decoded": 0 if feature is not None else len(base)}
+        if known is not None and feature is not None:
+            runs = self._stored(known, feature)
+        else:
+            runs = self._looked_at(base, known, timers)
+        for some in runs:
+            with timers.time("map"):
+                images += self._mapped(some)
+            counts["regions"] += sum(map(len, some.boxes))
+            counts["mentions"] += sum(map(len, some.mentions))
+        counts["pairs"] = sum(len(p.region) for p in images)
+        with self.request.output().attempt(shard) as attempt:
+            with timers.time("write"):
+                attempt.write(f"{shard}.parquet", sidecar.to_bytes(pairs_table(base.keys, images)))
+            digest = base.marker.output(".tar").sha256
+            return commit_sidecar(
+                self.request, attempt, shard, keys=base.keys, input_digest=digest, timers=timers, counts=counts
+            )
+
+    def _known(self, shard: str, base: BaseShard) -> Known | None:
+        """Boxes and mentions of the regions sidecar; None where pairs are fused and there is none of this config."""
+        wanted = self.request.params["regions"]
+        if wanted is not None:
+            marker = self.regions.find_marker(shard)
+            if marker is None or marker.fingerprint != wanted:
+                return None
         table = read_sidecar(self.regions, shard, sidecar.REGIONS)
         sidecar.check_aligned(table, base.keys, self.regions.store.path(shard))
         boxes, box_at = sidecar.list_column(table, "boxes")
         mentioned, mentioned_at = sidecar.list_column(table, "attributes")
-        with timers.time("embed"):
-            feature = self._features(shard, base, boxes, box_at)
-        images: list[RegionAttributePairs] = []
-        device = self.model.attribute.device
-        with torch.inference_mode(), timers.time("map"):
-            for i in range(len(base)):
-                span = slice(int(box_at[i]), int(box_at[i + 1]))
-                ids = mentioned[mentioned_at[i] : mentioned_at[i + 1]].astype(np.int64)
-                score_RA = self.model.scores(feature[span].to(device), torch.from_numpy(ids).to(device)).cpu().numpy()
-                images.append(kept_pairs(boxes[span], ids, score_RA, assign(score_RA, self.config.pairs)))
-        with self.request.output().attempt(shard) as attempt:
-            attempt.write(f"{shard}.parquet", sidecar.to_bytes(pairs_table(base.keys, images)))
-            return commit_sidecar(
-                self.request,
-                attempt,
-                shard,
-                keys=base.keys,
-                input_digest=base.marker.output(".tar").sha256,
-                timers=timers,
-                counts={"pairs": sum(len(p.region) for p in images), "regions": len(boxes), "mentions": len(mentioned)},
-            )
+        rows = range(len(base))
+        return Known(
+            [boxes[box_at[i] : box_at[i + 1]] for i in rows],
+            [mentioned[mentioned_at[i] : mentioned_at[i + 1]].astype(np.int64) for i in rows],
+            (table["width"].to_numpy().astype(np.int64) * table["height"].to_numpy()).tolist(),
+        )
 
-    def _features(self, shard: str, base: BaseShard, boxes: np.ndarray, box_at: np.ndarray) -> torch.Tensor:
-        """Region features: from the embeddings sidecar for a frozen encoder, else by the mapping's own tower."""
-        if self.config.mapping.encoder == "frozen":
-            table = read_sidecar(StageFolder(self.request.dataset, "embeddings"), shard, None)
-            return torch.from_numpy(embeddings_of(table)[1].astype(np.float32))
+    def _feature(self, shard: str, known: Known | None) -> Tensor | None:
+        """Of the known regions of a shard, from the embeddings sidecar; None where it has none, or features are not frozen.
+
+        Raises: ShardError when there are more or fewer than regions.
+        """
+        if known is None or self.vlm is None or self.embeddings.find_marker(shard) is None:
+            return None
+        values = embeddings_of(read_sidecar(self.embeddings, shard, None))[1]
+        regions = sum(map(len, known.boxes))
+        if len(values) != regions:
+            raise ShardError(
+                f"shard {shard}: {self.embeddings.store.path()} holds {len(values)} embeddings of {regions} regions; "
+                "redo the regions stage with --force"
+            )
+        return torch.from_numpy(values.astype(np.float32))
+
+    def _stored(self, known: Known, feature: Tensor) -> Iterator[Images]:
+        """Run by run as they would be looked at, since what is mapped together may differ in the last bit."""
+        first = 0
+        for run in spans(known.pixels, self.config.regions.batch_images):
+            rows = slice(run.start, run.stop)
+            boxes = known.boxes[rows]
+            regions = sum(map(len, boxes))
+            yield Images(boxes, known.mentions[rows], feature[first : first + regions])
+            first += regions
+
+    def _looked_at(self, base: BaseShard, known: Known | None, timers: Timers) -> Iterator[Images]:
+        """Window by window; regions and mentions are found where they are not known."""
+        if known is None and self.finder is None:
+            self.finder = Finder(self.request)
+        given = self.finder.given(base.shard, base) if known is None and self.finder else None
+        for window in windows(base, self.config, timers, pixels=True):
+            if known is not None:
+                rows = slice(window[0].row, window[-1].row + 1)
+                boxes, mentions = known.boxes[rows], known.mentions[rows]
+            else:
+                assert self.finder is not None
+                found = self.finder.of(base.shard, window, given, timers)
+                boxes = [f.boxes for f in found]
+                mentions = [f.mentions.ids.astype(np.int64) for f in found]
+            with timers.time("embed"):
+                feature = self._embed(window, boxes, base.place)
+            yield Images(boxes, mentions, feature)
+
+    def _embed(self, window: Sequence[Sample], boxes: Sequence[np.ndarray], place: str) -> Tensor:
+        """R x E by the mapping's own tower, or as the embeddings sidecar of the frozen VLM would hold them."""
+        if self.vlm is not None:
+            model, width = self.vlm, self.vlm.image.feature_dim
+            return embed_regions(model.region_features, model, window, boxes, self.config, width, place).half().float()
         assert self.model.tower is not None
         width = self.model.tower.feature_dim
-        return embed_regions(self.model.features, self.model, base, boxes, box_at, self.config, width)
+        return embed_regions(self.model.features, self.model, window, boxes, self.config, width, place)
+
+    def _mapped(self, some: Images) -> list[RegionAttributePairs]:
+        with torch.inference_mode():
+            scores = self.model.score_images(some.feature, [len(b) for b in some.boxes], some.mentions)
+        each = zip(some.boxes, some.mentions, scores, strict=True)
+        return [kept_pairs(b, ids, score_RA, assign(score_RA, self.config.pairs)) for b, ids, score_RA in each]
 
 
 def kept_pairs(boxes: np.ndarray, ids: np.ndarray, score_RA: np.ndarray, kept_RA: np.ndarray) -> RegionAttributePairs:

@@ -80,15 +80,16 @@ class VocabularyStage:
     def process(self, shard: str) -> Marker:
         timers, said, denied = Timers(), Counter[int](), Counter[int]()
         base = BaseShard(self.base, shard)
-        with timers.time("match"):
-            for _, members in base.samples():
+        for _, members in timers.each("read", base.samples()):
+            with timers.time("match"):
                 positive, negated = self.matcher.documents(sample_text(members))
                 said.update(positive)
                 denied.update(negated)
         found = sorted({*said, *denied})
         columns = {"phrase": found, "count": [said[i] for i in found], "negated": [denied[i] for i in found]}
         with self.request.output().attempt(shard) as attempt:
-            attempt.write(f"{shard}.parquet", sidecar.to_bytes(sidecar.table(COUNTS, columns)))
+            with timers.time("write"):
+                attempt.write(f"{shard}.parquet", sidecar.to_bytes(sidecar.table(COUNTS, columns)))
             digest = base.marker.output(".tar").sha256
             return commit_sidecar(self.request, attempt, shard, keys=base.keys, input_digest=digest, timers=timers)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -15,6 +15,7 @@ from shards import manifest, sidecar
 from shards.commit import StageFolder
 from shards.errors import VillaError
 from shards.reader import read_sidecar
+from shards.sample import ALL, bound, chosen
 from shards.store import Store
 from villa_dist import models
 from villa_dist.attributes import vocabulary
@@ -92,13 +93,14 @@ def region_vlm(config: Config, pairs: str) -> JobParts:
 def mapping(config: Config) -> JobParts:
     """The mapping model over the one-to-one VLM: its frozen region features, or its tower trained on."""
     frozen = config.mapping.encoder == "frozen"
-    samples = Samples(
-        f"{config.run}/train", "regions", images=not frozen, embeddings=frozen, max_pixels=config.data.max_pixels
-    )
+    place = f"{config.run}/train"
+    below = kept_below(config, manifest.read(StageFolder(place, "base")).shards)
+    pixels = config.data.max_pixels
+    samples = Samples(place, "regions", images=not frozen, embeddings=frozen, max_pixels=pixels, below=below)
     vlm = models.load_vlm(model_folder(config, "one_to_one"))
     words = vocabulary.read(Store(config.run))
     attribute = attribute_embeddings(vlm, words)
-    images_with, mentions = mention_counts(config, len(words))
+    images_with, mentions = mention_counts(config, len(words), below)
     rate = rates(images_with, mentions)
     share = torch.from_numpy(positive_share(images_with, rate)).float()
     features = vlm.image.feature_dim
@@ -124,13 +126,23 @@ def attribute_embeddings(vlm: RegionVLM, words: vocabulary.Vocabulary) -> torch.
         return vlm.embed_groups(tokens, group_of, len(words))
 
 
-def mention_counts(config: Config, attributes: int) -> tuple[np.ndarray, np.ndarray]:
+def keeps_a_sample(config: Config) -> bool:
+    """Whether fit-mapping learns from a sample of the shards, `regions.keep_embeddings` of them."""
+    return config.regions.keep_embeddings < 1 and (config.mapping.encoder == "frozen" or config.pairs.fused)
+
+
+def kept_below(config: Config, shards: Sequence[str]) -> int:
+    """The bound of the sample of `shards` whose embeddings are kept (`shards.sample`)."""
+    return bound(shards, config.regions.keep_embeddings) if keeps_a_sample(config) else ALL
+
+
+def mention_counts(config: Config, attributes: int, below: int = ALL) -> tuple[np.ndarray, np.ndarray]:
     """(images with n regions, by n; images that mention each attribute), from a sample of the region sidecars."""
     folder = StageFolder(f"{config.run}/train", "regions")
-    shards = manifest.read(folder).shards
-    chosen = np.random.default_rng(config.seed).permutation(len(shards))[:RATE_SHARDS]
+    shards = [s for s in manifest.read(folder).shards if chosen(s, below)]
+    picked = np.random.default_rng(config.seed).permutation(len(shards))[:RATE_SHARDS]
     images_with, mentions = np.zeros(1, np.int64), np.zeros(attributes, np.int64)
-    for index in sorted(chosen.tolist()):
+    for index in sorted(picked.tolist()):
         table = read_sidecar(folder, shards[index], sidecar.REGIONS)
         counts = np.bincount(np.diff(sidecar.list_column(table, "boxes")[1]))
         size = max(len(counts), len(images_with))

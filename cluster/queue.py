@@ -1,0 +1,108 @@
+"""Which shard a worker gets next. Nothing here knows Ray or reads a clock, so it is tested by itself.
+
+A worker holds one lease at a time. It is also told which shard it will probably be given next, to read ahead; that is a
+hint, not a lease: whoever is idle takes the shard. When nothing waits, an idle worker repeats the shard that has been
+out longest, if that is long compared to what shards took so far: commits are exclusive, so the first to finish wins.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass, field
+from statistics import median
+
+SLOW = 2.0  # times the median of the shards done
+SLOW_SECONDS = 5.0  # below this nothing is worth repeating
+ENOUGH = 3  # shards done before a median means anything
+
+
+@dataclass(frozen=True)
+class Lease:
+    """A shard in a worker's hands since `since`, in seconds of any clock. copy: another worker had it before."""
+
+    shard: str
+    since: float
+    copy: bool = False
+
+
+@dataclass
+class LeaseQueue:
+    """The shards of one job. attempts: failures of one shard before it is given up."""
+
+    shards: Sequence[str]
+    attempts: int
+    slow: float = SLOW
+    slow_seconds: float = SLOW_SECONDS
+    left: set[str] = field(init=False)
+    leases: dict[Hashable, Lease] = field(init=False, default_factory=dict)  # by worker
+    failures: dict[str, int] = field(init=False, default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.left = set(self.shards)
+        self._waiting = deque(self.shards)
+        self._hints: dict[Hashable, str] = {}
+        self._spent: list[float] = []
+
+    def lease(self, worker: Hashable, now: float) -> Lease | None:
+        """A shard for an idle worker; None where there is nothing for it to do."""
+        hinted = self._hints.pop(worker, None)
+        shard = hinted if hinted in self._waiting else self._unhinted() or next(iter(self._waiting), None)
+        if shard is not None:
+            self._waiting.remove(shard)
+            self.leases[worker] = Lease(shard, now)
+        elif straggler := self._straggler(now):
+            self.leases[worker] = Lease(straggler, now, copy=True)
+        return self.leases.get(worker)
+
+    def hint(self, worker: Hashable) -> str | None:
+        """The shard that this worker will probably get next, if any is not another's already."""
+        shard = self._unhinted()
+        if shard is not None:
+            self._hints[worker] = shard
+        return shard
+
+    def done(self, worker: Hashable, now: float) -> bool:
+        """A worker committed its shard, or found it committed. Whether that was the first time."""
+        lease = self.leases.pop(worker)
+        first = lease.shard in self.left
+        if first:
+            self.left.discard(lease.shard)
+            self._spent.append(now - lease.since)
+            if lease.shard in self._waiting:  # given up by a worker that was cut off, and finished all the same
+                self._waiting.remove(lease.shard)
+        return first
+
+    def failed(self, worker: Hashable) -> bool:
+        """A worker is gone, or its shard failed. False where that was once too often. The shard waits again, first in
+        line, unless it is done or another worker still has it."""
+        self._hints.pop(worker, None)
+        lease = self.leases.pop(worker, None)
+        if lease is None or lease.shard not in self.left:
+            return True
+        self.failures[lease.shard] = self.failures.get(lease.shard, 0) + 1
+        if self.held(lease.shard):
+            return True
+        if self.failures[lease.shard] >= self.attempts:
+            return False
+        self._waiting.appendleft(lease.shard)
+        return True
+
+    def held(self, shard: str) -> bool:
+        return any(lease.shard == shard for lease in self.leases.values())
+
+    def _unhinted(self) -> str | None:
+        taken = set(self._hints.values())
+        return next((s for s in self._waiting if s not in taken), None)
+
+    def _straggler(self, now: float) -> str | None:
+        if len(self._spent) < ENOUGH:
+            return None
+        limit = max(self.slow_seconds, self.slow * median(self._spent))
+        held: dict[str, int] = {}
+        for lease in self.leases.values():
+            held[lease.shard] = held.get(lease.shard, 0) + 1
+        late = [
+            x for x in self.leases.values() if held[x.shard] == 1 and x.shard in self.left and now - x.since > limit
+        ]
+        return min(late, key=lambda lease: lease.since).shard if late else None

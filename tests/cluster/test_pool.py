@@ -1,0 +1,78 @@
+"""The pool on a local Ray: workers that die, hang or fail, and never a shard lost or a job that waits for ever."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pool_child import UNITS
+from pool_jobs import Job
+
+from villa_dist.config import RayConfig
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
+    folder = tmp_path_factory.mktemp("pool")
+    command = [sys.executable, str(Path(__file__).with_name("pool_child.py")), str(folder)]
+    env = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=300, env=env)
+    assert ended.returncode == 0, ended.stderr[-3000:]
+    return folder, json.loads(ended.stdout.splitlines()[-1])
+
+
+def scenario(found: tuple[Path, dict[str, Any]], name: str) -> tuple[Job, dict[str, Any]]:
+    return Job(str(found[0] / name)), found[1][name]
+
+
+def test_a_worker_killed_in_the_middle_costs_one_retry(found: tuple[Path, dict[str, Any]]) -> None:
+    job, ended = scenario(found, "die")
+    assert sorted(ended["told"]) == UNITS == job.committed(), "each unit is committed, and told once"
+    assert ended["retries"] == [[UNITS[2], "ActorDiedError"]] and job.tries(UNITS[2]) == 2
+
+
+def test_a_worker_stuck_for_ever_is_killed_at_the_deadline(found: tuple[Path, dict[str, Any]]) -> None:
+    _, ended = scenario(found, "deadline")
+    assert sorted(ended["told"]) == UNITS[:2]
+    assert ended["retries"] == [[UNITS[0], "Deadline"]] and 3 < ended["seconds"] < 40
+
+
+def test_a_straggler_is_repeated_by_an_idle_worker(found: tuple[Path, dict[str, Any]]) -> None:
+    job, ended = scenario(found, "straggler")
+    assert sorted(ended["told"]) == UNITS and ended["retries"] == [] and job.tries(UNITS[1]) == 2
+    assert ended["seconds"] < 40, "it did not wait for the deadline"
+    _, after = scenario(found, "after a straggler")
+    assert sorted(after["told"]) == UNITS, "the one that hung is out of the way of the next job"
+
+
+def test_tries_are_bounded_and_the_last_error_is_named(found: tuple[Path, dict[str, Any]]) -> None:
+    job, ended = scenario(found, "break")
+    assert f"shard {UNITS[3]} failed 3 times" in ended["raised"] and "a fault of ours" in ended["raised"]
+    assert job.tries(UNITS[3]) == 3
+
+
+def test_a_users_mistake_is_raised_at_once(found: tuple[Path, dict[str, Any]]) -> None:
+    job, ended = scenario(found, "wrong")
+    assert "give another" in ended["raised"] and job.tries(UNITS[3]) == 1
+
+
+def test_the_next_shard_is_read_ahead(found: tuple[Path, dict[str, Any]]) -> None:
+    job, ended = scenario(found, "undisturbed")
+    ahead = {p.name.split("-")[1] for p in Path(job.folder).glob("ahead-*")}
+    assert sorted(ended["told"]) == UNITS and ahead >= set(UNITS[3:]), "all but those that were given out first"
+
+
+def test_actors_leave_cpus_free_and_share_gpus() -> None:
+    from cluster.runner import pool_size
+
+    eight = {"CPU": 9.0, "GPU": 2.0}
+    assert pool_size(RayConfig(), {"CPU": 1.0}, on_device=False) == (1, 0.0)
+    assert pool_size(RayConfig(), eight, on_device=False) == (8, 0.0)
+    assert pool_size(RayConfig(), eight, on_device=True) == (2, 1.0)
+    assert pool_size(RayConfig(gpus_per_worker=0.5), eight, on_device=True) == (4, 0.5)
+    assert pool_size(RayConfig(workers=3), {"CPU": 9.0}, on_device=True) == (3, 0.0)
