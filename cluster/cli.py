@@ -159,8 +159,12 @@ def report(config: ConfigArgument, set_: SetOption = None) -> None:
 
     loaded = load(config, set_)
     saved = Store(loaded.run)
-    if saved.local and saved.exists("config.yaml"):
-        loaded = load(saved.path("config.yaml"))  # what the run was made with, whatever is asked for now
+    if not saved.exists("config.yaml"):
+        raise VillaError(
+            f"{loaded.run} holds no run: there is no config.yaml in it; correct `run`, or make the run first"
+        )
+    if saved.local:  # what the run was made with, whatever is asked for now, in the folder it is in now
+        loaded = load(saved.path("config.yaml"), [f"run={json.dumps(loaded.run)}"])
     emit({"command": "report", "run": loaded.run, "report": build(loaded)})
 
 
@@ -217,6 +221,16 @@ def doctor() -> None:
     emit({"command": "doctor", "ok": found["ok"], "found": found["found"]})
     if not found["ok"]:
         raise typer.Exit(1)
+
+
+@app.command()
+def keys() -> None:
+    """Every key of a config, with its default."""
+    from villa_dist.config import keys as all_keys
+
+    found = json.loads(json.dumps(all_keys(), default=lambda value: value.model_dump(mode="json")))
+    print("\n".join(f"{name}: {json.dumps(value)}" for name, value in found.items()), file=sys.stderr)
+    emit({"command": "keys", "keys": found})
 
 
 @app.command()

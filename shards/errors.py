@@ -48,6 +48,13 @@ def storage_errors(place: str) -> Iterator[None]:
                 f"no space left on the device while writing {place}: nothing partial is visible and what was "
                 "committed stays; free some space (or move `run` to another disk) and run the same command again"
             ) from error
+        if error.errno == errno.EFBIG:
+            raise StorageFullError(
+                f"{place} grows over the largest size a file may have here; raise the limit (ulimit -f) and run the same "
+                "command again"
+            ) from error
+        if error.errno in (errno.ENOTDIR, errno.EEXIST, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG):
+            raise VillaError(f"cannot write {place}: {error.strerror}; set `run` to another folder") from error
         if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
             raise VillaError(
                 f"cannot write {place}: {error.strerror}; give this user write access or set `run` to another folder"

@@ -31,6 +31,7 @@ from villa_dist.stages.ingest import Unit, units
 from villa_dist.train.jobs import TrainRequest, keeps_a_sample, kept_below, model_folder
 
 FORMAT = 2  # raised when the same config would give other bytes
+TRAINING = ("pretrain", "fit-mapping", "train")
 STAGES = ("ingest", "vocabulary", "pretrain", "regions", "fit-mapping", "pairs", "train", "evaluate", "report")
 HOW = ("workers", "threads", "keep_checkpoints", "checkpoint_steps")  # how a job is trained, not what it gives
 

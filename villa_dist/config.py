@@ -19,8 +19,10 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from shards.errors import VillaError
 
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
-Positive = Annotated[int, Field(ge=1)]
-Count = Annotated[int, Field(ge=0)]
+MOST = 10**12
+Positive = Annotated[int, Field(ge=1, le=MOST)]
+Count = Annotated[int, Field(ge=0, le=MOST)]
+Width = Annotated[int, Field(ge=1, le=65_536)]
 PositiveFloat = Annotated[float, Field(gt=0.0)]
 MOST_REGIONS = 10_000  # an image
 
@@ -33,7 +35,7 @@ class ConfigError(VillaError):
 
 
 class Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 
 
 class DataConfig(Section):
@@ -67,7 +69,7 @@ class ImagesConfig(Section):
 
 
 class DocMNISTConfig(Section):
-    target: Annotated[int, Field(ge=4)] = 16  # target complexity: attributes an image may hold
+    target: Annotated[int, Field(ge=4, le=1000)] = 16  # target complexity: attributes an image may hold
     budget: BudgetConfig = BudgetConfig()
     images: ImagesConfig = ImagesConfig()
     shard_images: Positive = 256
@@ -127,7 +129,7 @@ TEXT_OF_IMAGE = {"conv": "words", "clip_rn50": "clip", "hf": "hf"}
 class ModelConfig(Section):
     image: ImageTowerConfig = ImageTowerConfig()
     text: TextTowerConfig = TextTowerConfig()
-    dim: Positive | None = None  # None: 128, or that of the checkpoint
+    dim: Width | None = None  # None: 128, or that of the checkpoint
     temperature: PositiveFloat | None = None  # None: 0.07, or that of the checkpoint
     weights: str | None = None  # a checkpoint's file or folder, or a hub id such as org/name
     revision: str | None = None  # of a hub id: a branch, tag or commit
@@ -247,7 +249,9 @@ class OptimConfig(Section):
     weight_decay: Annotated[float, Field(ge=0)] = 0.05
     warmup_steps: Count = 40
     clip: PositiveFloat = 1.0
-    shift_pixels: Count = 2  # random translation, a pure function of (seed, epoch, sample)
+    shift_pixels: Annotated[int, Field(ge=0, le=1024)] = (
+        2  # random translation, a pure function of (seed, epoch, sample)
+    )
     checkpoint_steps: Positive = 100
     keep_checkpoints: Positive = 2
     zero_stage: Annotated[int, Field(ge=0, le=3)] = 1
@@ -294,7 +298,7 @@ class FitConfig(OptimConfig):
 class MappingConfig(Section):
     encoder: Literal["frozen", "end_to_end"] = "end_to_end"
     head: Literal["shared", "per_attribute"] = "shared"
-    hidden: Positive = 256
+    hidden: Width = 256
     loss: Literal["contrastive", "noisy_or", "negative_unlabelled", "both"] = "both"
     contrast: Literal["images", "both"] = "images"  # the paper contrasts over images
     pooling: Literal["max", "logsumexp"] = "max"
@@ -400,7 +404,7 @@ def absolute(config: Config) -> Config:
     """The config with its local paths made absolute, since workers run in other folders."""
 
     def fix(path: str | None) -> str | None:
-        return os.path.abspath(path) if path and "://" not in path else path
+        return os.path.abspath(os.path.expanduser(path)) if path and "://" not in path else path
 
     data = config.data.model_copy(update={s: fix(getattr(config.data, s)) for s in ("train", "validation", "test")})
     digits = config.digits.model_copy(update={"mnist_dir": fix(config.digits.mnist_dir)})
@@ -445,7 +449,7 @@ class _Loader(yaml.SafeLoader):
 
 def _mapping(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any]:
     """A mapping in which each key stands once; safe_load lets the last win in silence."""
-    keys = [loader.construct_object(key) for key, _ in node.value]  # type: ignore[no-untyped-call]
+    keys = [loader.construct_object(key) for key, _ in node.value if key.tag != "tag:yaml.org,2002:merge"]  # type: ignore[no-untyped-call]
     twice = next((k for i, k in enumerate(keys) if k in keys[:i]), None)
     if twice is not None:
         raise yaml.constructor.ConstructorError(None, None, f"the key {twice!r} stands twice", node.start_mark)
@@ -507,14 +511,17 @@ def _explain(error: ValidationError, place: str, overrides: list[str], kind: typ
     lines = []
     for item in error.errors():
         key = ".".join(str(part) for part in item["loc"]) or "(whole file)"
-        source = next(
-            (f"--set {o}" for o in overrides if f"{o.split('=', 1)[0].strip()}.".startswith(f"{key}.")), place
-        )
+        named = [(o, f"{o.split('=', 1)[0].strip()}.") for o in overrides]
+        source = next((f"--set {o}" for o, name in named if name.startswith(f"{key}.")), "")
+        if not source:  # a rule over several keys may be broken by any of them
+            source = place if item["loc"] or not overrides else f"{place} with --set {' --set '.join(overrides)}"
         if item["type"] == "extra_forbidden":
             lines.append(f"{source}: unknown key {key!r}{_nearest(key, kind)}")
         else:
             shown = item["input"] if not isinstance(item["input"], dict) else "a section"
             message = item["msg"].removeprefix("Value error, ")
+            if " or instance of " in message:
+                message = "expected a section, such as {key: value}"
             lines.append(f"{source}: {key} = {shown!r}: {message}" if item["loc"] else f"{source}: {message}")
     return "\n".join(lines)
 
@@ -524,7 +531,7 @@ def _nearest(key: str, kind: type[BaseModel]) -> str:
     close = difflib.get_close_matches(key, names, 1, 0.5) or difflib.get_close_matches(
         key.rsplit(".", 1)[-1], [n.rsplit(".", 1)[-1] for n in names], 1, 0.6
     )
-    return f"; did you mean {close[0]!r}?" if close else "; see configs/quickstart.yaml for all keys"
+    return f"; did you mean {close[0]!r}?" if close else "; `villa keys` lists all keys"
 
 
 def key_names(model: type[BaseModel] = Config, prefix: str = "") -> list[str]:
@@ -535,6 +542,18 @@ def key_names(model: type[BaseModel] = Config, prefix: str = "") -> list[str]:
         if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
             names += key_names(field.annotation, f"{prefix}{name}.")
     return names
+
+
+def keys(model: type[BaseModel] = Config, prefix: str = "") -> dict[str, Any]:
+    """Every dotted key that takes a value -> its default; "required" where it has none."""
+    found: dict[str, Any] = {}
+    for name, field in model.model_fields.items():
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            found |= keys(field.annotation, f"{prefix}{name}.")
+        else:
+            default = field.get_default(call_default_factory=True)
+            found[prefix + name] = "required" if field.is_required() else default
+    return found
 
 
 def dump(config: Config) -> str:

@@ -19,8 +19,9 @@ def lock(run: str) -> object:
     if not store.local:
         return None
     path = Path(store.path(".lock"))
-    with storage_errors(str(path)):
+    with storage_errors(str(path.parent)):
         path.parent.mkdir(parents=True, exist_ok=True)
+    with storage_errors(str(path)):
         handle = open(path, "a+", encoding="utf-8")  # noqa: SIM115  held until the process ends
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -21,7 +21,7 @@ from shards.store import Store
 from villa_dist.config import ImageTowerConfig, MappingConfig, ModelConfig
 from villa_dist.encoders.published import Published
 from villa_dist.mapping.model import MappingModel
-from villa_dist.names import DONE, TOKENIZER, WEIGHTS
+from villa_dist.names import DONE, JOBS, TOKENIZER, WEIGHTS
 from villa_dist.vlm.model import RegionVLM
 
 
@@ -44,6 +44,12 @@ def done(folder: str) -> dict[str, Any] | None:
         return marker if {"fingerprint", "sha256"} <= set(marker) else None
     except (ValueError, TypeError):
         return None  # damaged: the job is finished anew from its last checkpoint
+
+
+def digests(run: str) -> dict[str, str]:
+    """The sha256 of the weights of each finished job of a run."""
+    found = {job: done(f"{run}/models/{job}") for job in JOBS}
+    return {job: marker["sha256"] for job, marker in found.items() if marker}
 
 
 def load(folder: str) -> Saved:

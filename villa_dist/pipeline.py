@@ -22,7 +22,7 @@ from shards.sample import ALL, chosen
 from shards.store import Store
 from villa_dist import claims, models
 from villa_dist.attributes import vocabulary
-from villa_dist.claims import STAGES, Claim
+from villa_dist.claims import STAGES, TRAINING, Claim
 from villa_dist.config import Config, dump
 from villa_dist.docmnist import words as docmnist_words
 from villa_dist.evaluate import assemble
@@ -52,11 +52,17 @@ class Pipeline:
                 raise VillaError(f"there is no stage {name!r}; stages in order: {', '.join(STAGES)}")
         for name in stages[:1]:  # those that follow in one run are checked by their own inputs
             claims.check_upstream(self.config, name)
+        trains = [s for s in stages if s in TRAINING]
+        if trains and not self.store.local:
+            raise VillaError(
+                f"run = {self.config.run!r}: {trains[0]} keeps checkpoints, which need a local or shared file system; "
+                "set run to a folder on one (data.train and the others may stay on s3://)"
+            )
         started = time.monotonic()
         result: dict[str, Any] = {"run": self.config.run}
         for name in stages:
             result.update(getattr(self, name.replace("-", "_"))() or {})
-            if len(stages) == len(STAGES) or not self.store.exists("config.yaml"):
+            if name == stages[-1] or not self.store.exists("config.yaml"):  # all of it holds, or it is the run's first
                 self.store.put("config.yaml", dump(self.config).encode())
         return {**result, "seconds": round(time.monotonic() - started, 1)}
 
@@ -126,7 +132,8 @@ class Pipeline:
         if not measured:
             LOG.warning("no split with known pairs: the metrics are empty")
         reported: dict[str, Any] = measured.get("test") or next(iter(measured.values()), {})
-        results = {"metrics": reported, "splits": measured, "images": self._images()}
+        weights = models.digests(self.config.run)
+        results = {"metrics": reported, "splits": measured, "images": self._images(), "weights": weights}
         self.store.put("results.json", json.dumps(results, indent=1, sort_keys=True).encode())
         return {"metrics": reported, **({"splits": measured} if len(measured) > 1 else {})}
 

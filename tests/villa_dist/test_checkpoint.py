@@ -80,7 +80,7 @@ def test_a_torn_newest_falls_back_to_the_one_before_and_says_so(
         assert newest(tmp_path) == (before, state(100))
     assert problem(torn)
     assert str(torn) in caplog.text
-    assert "falling back" in caplog.text
+    assert "is passed over" in caplog.text
     DAMAGE[damage](before)
     assert newest(tmp_path) is None
 
@@ -177,3 +177,11 @@ def test_warmup_then_cosine_by_hand() -> None:
     assert rates[:10] == sorted(rates[:10])
     assert rates[10:] == sorted(rates[10:], reverse=True)
     assert all(0 < r <= 1 for r in rates)
+
+
+def test_a_full_device_while_torch_writes_is_a_storage_error() -> None:
+    said = "[enforce fail at inline_container.cc:672] . unexpected pos 13696 vs 13592"
+    with pytest.raises(StorageFullError, match="step-00000002"), checkpoint.save_errors("step-00000002"):
+        raise RuntimeError(said)
+    with pytest.raises(RuntimeError, match="another"), checkpoint.save_errors("step-00000002"):
+        raise RuntimeError("another trouble")

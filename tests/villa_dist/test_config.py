@@ -176,8 +176,8 @@ def test_a_misspelt_key_in_set_names_the_override() -> None:
     assert "did you mean 'train.steps'" in found
 
 
-def test_a_key_like_no_other_points_at_an_example() -> None:
-    assert "quickstart.yaml" in failure(None, "zzzzqqqq=1")
+def test_a_key_like_no_other_points_at_the_list() -> None:
+    assert "villa keys" in failure(None, "zzzzqqqq=1")
 
 
 @pytest.mark.parametrize(
@@ -228,7 +228,7 @@ def test_a_missing_file_shows_what_there_is(tmp_path: Path) -> None:
     near = failure(str(tmp_path / "quikstart.yaml"))
     assert "does not exist" in near
     assert f"did you mean {tmp_path / 'quickstart.yaml'}" in near
-    assert "quickstart.yaml" in failure(str(tmp_path / "zzz.yaml"))
+    assert "villa keys" in failure(str(tmp_path / "zzz.yaml"))
     assert "does not exist" in failure(str(tmp_path / "nowhere" / "a.yaml"))
     assert str(tmp_path) in failure(str(tmp_path)), "a folder is no file"
 

@@ -19,7 +19,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from shards.errors import ShardError
 from shards.store import Store
-from villa_dist import __version__
+from villa_dist import __version__, models
 from villa_dist.config import Config, OptimConfig
 from villa_dist.names import JOBS, METRICS
 from villa_dist.report import gallery, plots, tables, text
@@ -44,6 +44,14 @@ def render(config: Config) -> str:
     """The report's HTML. The same run gives the same bytes."""
     store = Store(config.run)
     results = read_results(store)
+    measured_with = results.get("weights") or {}
+    now = models.digests(config.run)
+    stale = sorted(job for job, digest in measured_with.items() if now.get(job) != digest)
+    if stale:
+        raise ShardError(
+            f"{store.path(RESULTS)} was measured with other weights of {', '.join(stale)} than the run has now; run the "
+            "stages up to evaluate again, then the report"
+        )
     metrics = read_metrics(store)
     profile = tables.profile(config.run)
     refused = tables.refusals(config.run)

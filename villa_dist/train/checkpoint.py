@@ -11,11 +11,13 @@ import hashlib
 import json
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from shards.errors import storage_errors
+from shards.errors import StorageFullError, storage_errors
 from shards.store import fsync_folder
 from villa_dist.observe import LOG
 
@@ -106,10 +108,32 @@ def newest(folder: Path) -> tuple[Path, TrainState] | None:
     for candidate in sorted(folder.glob(f"{PREFIX}*"), reverse=True):
         trouble = problem(candidate)
         if trouble:
-            LOG.warning("checkpoint %s is passed over: %s; falling back to the one before", candidate, trouble)
+            LOG.warning(
+                "checkpoint %s is passed over: %s; the one before it is used, if there is one", candidate, trouble
+            )
             continue
         return candidate, read_marker(candidate)[0]
     return None
+
+
+@contextmanager
+def save_errors(place: str) -> Iterator[None]:
+    """`storage_errors` for torch.save, whose writer reports a full disk as a RuntimeError of its own."""
+    try:
+        with storage_errors(place):
+            yield
+    except RuntimeError as error:
+        if not any(said in str(error) for said in ("inline_container", "PytorchStreamWriter", "file write failed")):
+            raise
+        raise StorageFullError(
+            f"the checkpoint {place} could not be written whole, as when no space is left on the device: the one before it "
+            "stays; free some space and run the same command again"
+        ) from error
+
+
+def writers(folder: Path) -> int:
+    """How many workers wrote a checkpoint under ZeRO; 0 where that cannot be told."""
+    return len(list(folder.glob("*optim_states.pt")))
 
 
 def prune(folder: Path, keep: int) -> None:

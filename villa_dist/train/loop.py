@@ -126,6 +126,12 @@ def resume(engine: Engine, checkpoints: Path, data: str, fingerprint: str) -> in
             f"checkpoint {path} belongs to other data or another config (data {state.manifest}, config "
             f"{state.fingerprint}; now {data}, {fingerprint}); set `run` to another folder, or repeat with --force"
         )
+    wrote = checkpoint.writers(path)
+    if wrote not in (0, world_size()):
+        raise VillaError(
+            f"checkpoint {path} was written by {wrote} workers, and this job has {world_size()}; set its `workers` to "
+            f"{wrote} to continue it, or remove {checkpoints} to start it again"
+        )
     engine.load(checkpoints, path.name)
     if rank() == 0:
         LOG.info("%s resumes at step %d", checkpoints.parent.name, state.step)
@@ -134,7 +140,8 @@ def resume(engine: Engine, checkpoints: Path, data: str, fingerprint: str) -> in
 
 def save(engine: Engine, checkpoints: Path, state: TrainState, keep: int) -> None:
     tag = checkpoint.tag(state.step)
-    engine.save(checkpoints, tag, {"step": state.step})
+    with checkpoint.save_errors(str(checkpoints / tag)):
+        engine.save(checkpoints, tag, {"step": state.step})
     barrier()
     if rank() == 0:
         checkpoint.seal(checkpoints / tag, state)
