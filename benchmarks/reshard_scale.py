@@ -165,11 +165,15 @@ def markers(root: Path) -> None:
     timed("plan the new shards", lambda: sum(1 for _ in cuts(many, sizes, lambda at: lengths, 10_000, 512 << 20)))
     timed("finish moves, list what is done", lambda: (done.settle_all(), len(set(done.shards_done()))))
     listed = timed("a stage: list its files with their sizes", done.store.list_sizes)
-    timed("a stage: look at what is done", lambda: [n for n in names if done.damaged(n, content=False, sizes=listed)])
+    timed(
+        "a stage: look at what is done, no manifest",
+        lambda: [n for n in names if done.damaged(n, content=False, sizes=listed)],
+    )
     del listed
+    timed("write the manifest", lambda: manifest.write(done, names))
+    timed("a stage: look at what is done by the manifest", lambda: manifest.sound(done, done.store.list_sizes(), "x"))
     known = timed("a reshard: sum up what was scanned, once", lambda: Scanned.read(done, names).to_bytes())
     timed("a reshard: take that up again", lambda: Scanned.from_bytes(known, ""))
-    timed("write the manifest", lambda: manifest.write(done, names))
 
 
 if __name__ == "__main__":

@@ -186,22 +186,22 @@ class Store:
                 return f.read(length)
         return self.objects.get(self.path(name), offset, length).data
 
-    def read_ranges(self, name: str, ranges: Sequence[Range]) -> Sequence[bytes]:
-        """The bytes of (offset, length) ranges, in the order given; neighbours come by one request.
+    def read_ranges(self, name: str, ranges: Sequence[Range]) -> Sequence[memoryview]:
+        """The bytes of (offset, length) ranges, in the order given; neighbours come by one request, of which they are views.
 
         Raises: ShardError when the file ends inside a range.
         """
-        parts: list[bytes] = [b""] * len(ranges)
+        parts = [memoryview(b"")] * len(ranges)
         requests = coalesce(ranges)
         read = in_order if len(requests) > 1 and not self.local else lambda tasks, ahead: (task() for task in tasks)
         answers = read((partial(self.read_range, name, r.offset, r.length) for r in requests), PARALLEL)
         for request, data in zip(requests, answers, strict=True):
             if len(data) != request.length:
                 raise ShardError(f"{self.shown(name)} ends inside a range that is read; it was cut, restore the file")
-            whole = len(request.members) == 1
+            view = memoryview(data)
             for i in request.members:
                 offset, length = ranges[i]
-                parts[i] = data if whole else data[offset - request.offset : offset - request.offset + length]
+                parts[i] = view[offset - request.offset : offset - request.offset + length]
         return parts
 
     def blocks(self, name: str, size: int | None = None, block: int = BLOCK, ahead: int = PARALLEL) -> Iterator[bytes]:
