@@ -118,8 +118,8 @@ def workers(root: Path) -> None:
     print(json.dumps({"seconds": told, "speedup": round(middle[1] / middle[2], 2)}))
 
 
-def markers(root: Path) -> None:
-    """A data set of a million shards that is only its manifest and markers: what a reshard of it lists and plans."""
+def million(root: Path) -> None:
+    """A data set of a million shards that is only its manifest; and a folder of a million markers, all alike."""
     base = StageFolder(str(root / "src"), "base")
     Path(base.store.path()).mkdir(parents=True)
     names = [f"{n:06d}" for n in range(MILLION)]
@@ -134,19 +134,27 @@ def markers(root: Path) -> None:
         "fingerprint": ["f" * 16] * MILLION,
     }
     base.store.put(manifest.NAME, sidecar.to_bytes(sidecar.table(manifest.SCHEMA, columns)))
-    outputs = (Output("config.json", ".attempts/x/000000.tar", 2, "0" * 64),)
+    outputs = (Output("config.json", ".attempts/x/config.json", 3, "0" * 64),)
     counts = {"bytes": 400_000_000, "rows": 4000}
-    made = Marker("000000", "base", "", "", 4000, "0" * 32, outputs, 4000, {}, "0", "0", "0", counts)
-    data = made.to_bytes()
     done = StageFolder(str(root / "out"), "base")
-    Path(done.store.path()).mkdir(parents=True)
+    bound = done.claim({})
+    made = Marker("000000", "base", bound, "", 4000, "0" * 32, outputs, 4000, {}, "0", "0", "0", counts)
+    data = made.to_bytes()
     for name in names:
         Path(done.store.path(name + SUFFIX)).write_bytes(data)
 
+
+def markers(root: Path) -> None:
+    """What a reshard of a million shards lists, plans and takes up again; and what a stage does."""
+    subprocess.run([sys.executable, "-m", "benchmarks.reshard_scale", "million", json.dumps(str(root))], check=True)
+    names = [f"{n:06d}" for n in range(MILLION)]
+    done = StageFolder(str(root / "out"), "base")
+
     def timed(what: str, work: Any) -> Any:
-        start = time.perf_counter()
+        start, cpu = time.perf_counter(), time.process_time()
         found = work()
-        told = {"what": what, "seconds": round(time.perf_counter() - start, 2), "peak MiB": peak()}
+        seconds, cpu = time.perf_counter() - start, time.process_time() - cpu
+        told = {"what": what, "seconds": round(seconds, 1), "CPU seconds": round(cpu, 1), "peak MiB": peak()}
         print(json.dumps(told), flush=True)
         return found
 
@@ -156,22 +164,28 @@ def markers(root: Path) -> None:
     many, sizes = np.full(MILLION, 4000), np.full(MILLION, 400_000_000)
     timed("plan the new shards", lambda: sum(1 for _ in cuts(many, sizes, lambda at: lengths, 10_000, 512 << 20)))
     timed("finish moves, list what is done", lambda: (done.settle_all(), len(set(done.shards_done()))))
-    done.store.put("config.json", b"{}")
     listed = timed("a stage: list its files with their sizes", done.store.list_sizes)
-    timed("a stage: look at what is done", lambda: [n for n in names if done.damaged(n, content=False, sizes=listed)])
+    timed(
+        "a stage: look at what is done, no manifest",
+        lambda: [n for n in names if done.damaged(n, content=False, sizes=listed)],
+    )
     del listed
-    timed("a reshard: take up what was scanned", lambda: Scanned.read(done, names).sound)
     timed("write the manifest", lambda: manifest.write(done, names))
+    timed("a stage: look at what is done by the manifest", lambda: manifest.sound(done, done.store.list_sizes(), "x"))
+    known = timed("a reshard: sum up what was scanned, once", lambda: Scanned.read(done, names).to_bytes())
+    timed("a reshard: take that up again", lambda: Scanned.from_bytes(known, ""))
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("what", choices=["memory", "workers", "markers", "one"])
+    parser.add_argument("what", choices=["memory", "workers", "markers", "million", "one"])
     parser.add_argument("given", nargs="?", default="{}")
     parser.add_argument("--folder", default=None)
     chosen = parser.parse_args()
     if chosen.what == "one":
         print(json.dumps(one(json.loads(chosen.given))))
+    elif chosen.what == "million":
+        million(Path(json.loads(chosen.given)))
     else:
         with tempfile.TemporaryDirectory(dir=chosen.folder) as name:
             {"memory": memory, "workers": workers, "markers": markers}[chosen.what](Path(name))

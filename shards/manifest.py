@@ -7,14 +7,14 @@ A manifest is derived: it can be removed and is rebuilt from the markers. Its `d
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
 
 from shards import sidecar
-from shards.commit import Marker, StageFolder
+from shards.commit import SUFFIX, Marker, StageFolder
 from shards.digest import SampleDigest, fingerprint
 from shards.errors import ShardError, StaleStageError
 
@@ -98,6 +98,31 @@ def write(stage: StageFolder, shards: Sequence[str]) -> Manifest:
         )
     stage.store.put(NAME, sidecar.to_bytes(sidecar.table(SCHEMA, columns)))
     return read(stage)
+
+
+def sound(stage: StageFolder, sizes: Mapping[str, int], bound: str) -> set[str]:
+    """Shards of the manifest whose marker and files are there, as large as it says, and of the config `bound`: what can be
+    known of a million shards without reading their markers. None where there is no manifest, or a damaged one.
+
+    sizes: of the folder's files, as listed just now.
+    """
+    try:
+        data = stage.store.find(NAME)
+        table = None if data is None else sidecar.from_bytes(data, stage.store.path(NAME), SCHEMA)
+    except ShardError:
+        return set()
+    if table is None:
+        return set()
+    total: dict[str, int] = {}
+    for file, size in sizes.items():
+        shard, _, suffix = file.partition(".")
+        if f".{suffix}" not in (SUFFIX, ".idx"):
+            total[shard] = total.get(shard, 0) + size
+    beside = (SUFFIX, ".idx") if stage.stage == "base" else (SUFFIX,)
+    rows = zip(*(table[n].to_pylist() for n in ("shard", "bytes", "fingerprint")), strict=True)
+    return {
+        s for s, size, made in rows if made == bound and total.get(s) == size and all(s + b in sizes for b in beside)
+    }
 
 
 def row_of(marker: Marker) -> dict[str, Any]:

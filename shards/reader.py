@@ -87,10 +87,10 @@ class BaseShard:
         for row, (start, length), data in zip(rows, spans, self._ranges(spans), strict=True):
             if len(data) != length:
                 raise ShardError(f"shard {self.place}: sample {row} was cut while it was read; restore the file")
-            found.append({suffix: data[at - start : at - start + size] for suffix, at, size in self.index.members(row)})
+            found.append({s: bytes(data[at - start : at - start + size]) for s, at, size in self.index.members(row)})
         return found
 
-    def _ranges(self, spans: Sequence[Range]) -> Sequence[bytes]:
+    def _ranges(self, spans: Sequence[Range]) -> Sequence[memoryview]:
         try:
             return self.store.read_ranges(self.tar, spans)
         except FileNotFoundError:

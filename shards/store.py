@@ -128,7 +128,13 @@ class Store:
 
     def list(self, folder: str = "", suffix: str = "") -> Names:
         """Names of the files directly in `folder` that end in `suffix`, sorted; empty when there is no such folder."""
-        return list(self.list_sizes(folder, suffix))
+        place = self.path(folder)
+        if not self.local:
+            return list(self.list_sizes(folder, suffix))
+        if not os.path.isdir(place):
+            return []
+        with os.scandir(place) as entries:  # by the millions: an entry is dropped when its name was taken
+            return sorted(e.name for e in entries if e.name.endswith(suffix) and e.is_file())
 
     def list_sizes(self, folder: str = "", suffix: str = "") -> dict[str, int]:
         """The same names in the same order with their sizes in bytes, from one listing."""
@@ -139,8 +145,8 @@ class Store:
         if not os.path.isdir(place):
             return {}
         with os.scandir(place) as entries:
-            files = [e for e in entries if e.name.endswith(suffix) and e.is_file()]
-        return {e.name: e.stat().st_size for e in sorted(files, key=lambda e: e.name)}
+            sizes = {e.name: e.stat().st_size for e in entries if e.name.endswith(suffix) and e.is_file()}
+        return {name: sizes[name] for name in sorted(sizes)}
 
     def list_modified(self, folder: str = "", suffix: str = "") -> dict[str, float]:
         """The same names with the time each was last written, in seconds since 1970 by the storage's clock."""
@@ -191,22 +197,22 @@ class Store:
                 return f.read(length)
         return self.objects.get(self.path(name), offset, length).data
 
-    def read_ranges(self, name: str, ranges: Sequence[Range]) -> Sequence[bytes]:
-        """The bytes of (offset, length) ranges, in the order given; neighbours come by one request.
+    def read_ranges(self, name: str, ranges: Sequence[Range]) -> Sequence[memoryview]:
+        """The bytes of (offset, length) ranges, in the order given; neighbours come by one request, of which they are views.
 
         Raises: ShardError when the file ends inside a range.
         """
-        parts: list[bytes] = [b""] * len(ranges)
+        parts = [memoryview(b"")] * len(ranges)
         requests = coalesce(ranges)
         read = in_order if len(requests) > 1 and not self.local else lambda tasks, ahead: (task() for task in tasks)
         answers = read((partial(self.read_range, name, r.offset, r.length) for r in requests), PARALLEL)
         for request, data in zip(requests, answers, strict=True):
             if len(data) != request.length:
                 raise ShardError(f"{self.shown(name)} ends inside a range that is read; it was cut, restore the file")
-            whole = len(request.members) == 1
+            view = memoryview(data)
             for i in request.members:
                 offset, length = ranges[i]
-                parts[i] = data if whole else data[offset - request.offset : offset - request.offset + length]
+                parts[i] = view[offset - request.offset : offset - request.offset + length]
         return parts
 
     def blocks(self, name: str, size: int | None = None, block: int = BLOCK, ahead: int = PARALLEL) -> Iterator[bytes]:

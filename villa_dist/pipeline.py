@@ -208,9 +208,9 @@ class Pipeline:
 
         bound: the config's fingerprint, which every marker must have.
         """
-        sound = set()
         sizes = output.store.list_sizes() if shards else {}
-        for shard in shards:
+        sound = set() if self.force else manifest.sound(output, sizes, bound) & set(shards)
+        for shard in sorted(set(shards) - sound):
             trouble = output.damaged(shard, content=self.force, bound=bound, sizes=sizes)
             if not trouble:
                 sound.add(shard)

@@ -20,6 +20,7 @@ from shards.reshard.bucket import BucketJob, bucket_count, bucket_of, group_name
 from shards.reshard.options import WORK, ReshardOptions
 from shards.reshard.plan import cuts, even_parts, rank
 from shards.reshard.scan import ScanJob, unit_name
+from shards.reshard.scanned import NAME as SCANNED
 from shards.reshard.scanned import Scanned, counted, markers
 from shards.reshard.sources import BASE, Sources, resolve
 from shards.reshard.work import Workplace
@@ -125,10 +126,7 @@ class Reshard:
         self.work.put("sources.parquet", self.sources.to_bytes())
 
     def _scan(self) -> Scanned:
-        folder = StageFolder(self.work.url, "scan")
-        units = [unit_name(at) for at in range(len(self.sources))]
-        self._pass("scan", folder, ScanJob(self.options, self.fingerprint), units, dict.fromkeys(units, 1), "shards")
-        found = Scanned.read(folder, units)
+        folder, found = StageFolder(self.work.url, "scan"), self._scanned()
         if found.quarantined > max(self.budget * found.came_in, 5 if self.budget else 0):
             raise BudgetError(
                 f"{found.quarantined} of {found.came_in} samples are damaged ({counted(found.refused)}), over the budget of "
@@ -138,6 +136,17 @@ class Reshard:
             raise VillaError(
                 f"no sample of {found.came_in} is left to write: {found.reasons or 'all sources are empty'}"
             )
+        return found
+
+    def _scanned(self) -> Scanned:
+        known = self.work.find(SCANNED)
+        if known is not None:
+            return Scanned.from_bytes(known, self.work.path(SCANNED))
+        folder = StageFolder(self.work.url, "scan")
+        units = [unit_name(at) for at in range(len(self.sources))]
+        self._pass("scan", folder, ScanJob(self.options, self.fingerprint), units, dict.fromkeys(units, 1), "shards")
+        found = Scanned.read(folder, units)
+        self.work.put(SCANNED, found.to_bytes())
         return found
 
     def _duplicates(self, scanned: Scanned) -> tuple[np.ndarray, list[Marker]]:

@@ -1,20 +1,28 @@
-"""What the scan found in all sources, as arrays and sums: some 32 bytes a source, for a million of them."""
+"""What the scan found in all sources, as arrays and sums: some 32 bytes a source, for a million of them.
+
+It is kept as one file beside the scan's markers, so that resuming does not read those again.
+"""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import partial
 
 import numpy as np
+import pyarrow as pa
 from jaxtyping import Int
 
+from shards import sidecar
 from shards.commit import Marker, Output, StageFolder
 from shards.digest import SampleDigest
 from shards.objects import PARALLEL
 from shards.prefetch import in_order
 
 FILTERED = "filtered"
+NAME, TOLD = "scanned.parquet", b"scanned"
+ARRAYS = pa.schema([("kept", pa.int64()), ("size", pa.int64()), ("rows", pa.int64())])
 
 
 @dataclass
@@ -55,6 +63,22 @@ class Scanned:
                     found.refused[reason] = found.refused.get(reason, 0) + count
             found.quarantine += [o for o in marker.outputs if o.file.startswith("quarantine/")]
         return found
+
+    def to_bytes(self) -> bytes:
+        table = sidecar.table(ARRAYS, {n: getattr(self, n) for n in ARRAYS.names})
+        sums = {n: [d.count, d.hex] for n, d in (("sound", self.sound), ("filtered", self.filtered))}
+        files = [asdict(o) for o in self.quarantine]
+        told = json.dumps({"came_in": self.came_in, "refused": self.refused, "quarantine": files, **sums})
+        return sidecar.to_bytes(table.replace_schema_metadata({TOLD: told.encode()}))
+
+    @classmethod
+    def from_bytes(cls, data: bytes, place: str) -> Scanned:
+        table = sidecar.from_bytes(data, place, ARRAYS)
+        told = json.loads((table.schema.metadata or {})[TOLD])
+        sound, filtered = (SampleDigest.parse(*told[n]) for n in ("sound", "filtered"))
+        kept, size, rows = (table[n].to_numpy() for n in ARRAYS.names)
+        files = [Output(**o) for o in told["quarantine"]]
+        return cls(kept, size, rows, told["came_in"], sound, filtered, told["refused"], files)
 
 
 def markers(folder: StageFolder, units: Sequence[str]) -> Iterator[Marker]:

@@ -1,6 +1,6 @@
 """Run as a program by the reshard crash test: kills a reshard before and after calls that change the disk, then reruns it.
 
-    reshard_crash_child.py ROOT EVERY    EVERY: each how many-th point; 1 for all. Reports as JSON
+    reshard_crash_child.py ROOT FIRST EVERY    points FIRST, FIRST + EVERY and so on. Reports as JSON
 
 Nothing of Arrow may run in this process before a fork, so the parent only forks, waits and compares files.
 """
@@ -64,7 +64,7 @@ def points_of(dst: Path, options: dict[str, object]) -> list[str]:
     return dst.with_suffix(".points").read_text().splitlines()
 
 
-def sweep(root: Path, every: int) -> dict[str, object]:
+def sweep(root: Path, first: int, every: int) -> dict[str, object]:
     failed: dict[str, list[str]] = {}
     points: dict[str, int] = {}
     assert in_child(lambda: data_set(root / "src", some_samples(1, 4, 14)) and None) == 0
@@ -72,7 +72,7 @@ def sweep(root: Path, every: int) -> dict[str, object]:
         whole, out = root / f"{name}-whole", root / "out"
         names = points_of(whole, options)
         expected, points[name] = tree(whole), len(names)
-        for at in range(1, len(names) + 1, every):
+        for at in range(first, len(names) + 1, every):
             shutil.rmtree(out, ignore_errors=True)
             bad = killed(at, out, options)
             found = tree(out)
@@ -84,4 +84,4 @@ def sweep(root: Path, every: int) -> dict[str, object]:
 
 
 if __name__ == "__main__":
-    print(json.dumps(sweep(Path(sys.argv[1]), int(sys.argv[2]))))
+    print(json.dumps(sweep(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]))))

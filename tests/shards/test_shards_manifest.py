@@ -74,3 +74,19 @@ def test_a_stage_without_a_manifest_is_not_complete(tmp_path: Path) -> None:
     (tmp_path / "regions/manifest.parquet").write_bytes(b"no parquet")
     with pytest.raises(ShardError, match=r"regions/manifest\.parquet"):
         manifest.read(StageFolder(str(tmp_path), "regions"))
+
+
+def test_what_is_sound_is_known_from_the_manifest_and_one_listing(tmp_path: Path) -> None:
+    dataset(tmp_path, {"000000": PLAIN[:1], "000001": PLAIN[1:2], "000002": PLAIN[2:3], "000003": PLAIN[3:]})
+    stage = StageFolder(str(tmp_path), "base")
+    bound = stage.marker("000000").fingerprint
+    names = {"000000", "000001", "000002", "000003"}
+    assert manifest.sound(stage, stage.store.list_sizes(), bound) == names
+    assert manifest.sound(stage, stage.store.list_sizes(), "another") == set()
+    tar = tmp_path / "base/000001.tar"
+    tar.write_bytes(tar.read_bytes()[:-512])
+    (tmp_path / "base/000002.done.json").unlink()
+    (tmp_path / "base/000003.idx").unlink()
+    assert manifest.sound(stage, stage.store.list_sizes(), bound) == {"000000"}
+    (tmp_path / "base/manifest.parquet").write_bytes(b"PAR1")
+    assert manifest.sound(stage, stage.store.list_sizes(), bound) == set()

@@ -14,11 +14,16 @@ pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 CHILD = Path(__file__).with_name("reshard_crash_child.py")
 
 
-@pytest.mark.parametrize("every", [pytest.param(97), pytest.param(1, marks=pytest.mark.slow)])
-def test_a_kill_at_any_call_is_mended_by_a_rerun(tmp_path: Path, every: int) -> None:
+PARTS = 6  # of the whole sweep, so that each stays under the time limit
+
+
+@pytest.mark.parametrize(
+    ("first", "every"), [(1, 97), *(pytest.param(n, PARTS, marks=pytest.mark.slow) for n in range(1, PARTS + 1))]
+)
+def test_a_kill_at_any_call_is_mended_by_a_rerun(tmp_path: Path, first: int, every: int) -> None:
     root = str(Path(__file__).parents[2])
     done = subprocess.run(
-        [sys.executable, str(CHILD), str(tmp_path), str(every)],
+        [sys.executable, str(CHILD), str(tmp_path), str(first), str(every)],
         capture_output=True,
         text=True,
         timeout=800,
