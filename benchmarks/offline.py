@@ -7,7 +7,8 @@ vit      a random CLIP ViT-B/16 on 480 x 640 JPEGs, 3 x 3 grid: seconds of the p
          the same batches in memory, by the clock and in CPU time, one thread each
 tower    the quickstart's tower on DocMNIST: CPU time of the pass over that of decoding, proposing and embedding alone
 workers  shards a second of two Ray workers over one, that tower with segments as proposals; both pools warm. `machine` is
-         the same ratio for processes that only count, in the same round: what a shared machine has to give
+         the same ratio for processes that only count, in the same round: what a shared machine has to give. `busy`: the
+         share of the time that workers were at a shard; what they lack of 1 is the pool's, whatever the machine does
 
 Medians over rounds of ratios within a round, in which both sides are measured one after the other.
 """
@@ -42,6 +43,7 @@ from villa_dist.mapping.model import MappingModel
 from villa_dist.observe import Timers
 from villa_dist.pipeline import Pipeline
 from villa_dist.planning.measure import stand_in
+from villa_dist.profile import worker_seconds
 from villa_dist.runner import LocalRunner
 from villa_dist.stages.base import StageRequest
 from villa_dist.stages.images import image_batches
@@ -49,8 +51,8 @@ from villa_dist.stages.pairs import PairsStage
 from villa_dist.stages.windows import windows
 
 PHOTOS, HEIGHT, WIDTH = 24, 480, 640
-SHARDS = 16
-COUNTED = 150_000_000
+SHARDS = 24
+COUNTED = 30_000_000
 Clock = tuple[float, float]  # seconds by the clock, of CPU
 
 
@@ -193,10 +195,11 @@ def workers(rounds: int) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder, RaySession(RayConfig()):
         from cluster.pool import ActorPool
 
-        config = with_tower(Path(folder), SHARDS * 48, 48, "segments")
+        config = with_tower(Path(folder), SHARDS * 16, 16, "segments")
         shards = StageFolder(f"{config.run}/train", "base").shards_done()
         pools = {n: ActorPool(n, 600.0, 2) for n in (1, 2)}
         seconds: dict[int, list[float]] = {1: [], 2: []}
+        busy: dict[int, list[float]] = {1: [], 2: []}
         machine: list[float] = []
         for turn in range(-1, rounds):
             for number, pool in pools.items():
@@ -205,6 +208,8 @@ def workers(rounds: int) -> dict[str, Any]:
                 pool.run(request_of(config), shards, lambda shard: None)
                 if turn >= 0:  # the first is to warm up
                     seconds[number].append(time.perf_counter() - start)
+                    made = [StageFolder(f"{config.run}/train", "pairs").marker(s).seconds for s in shards]
+                    busy[number].append(sum(map(worker_seconds, made)) / number / seconds[number][-1])
             if turn >= 0:
                 machine.append(counting(1, 2) / counting(2, 1))
         for pool in pools.values():
@@ -215,6 +220,7 @@ def workers(rounds: int) -> dict[str, Any]:
             "shards": len(shards),
             "rounds": rounds,
             **found,
+            **{f"busy_{n}": round(statistics.median(b), 3) for n, b in busy.items()},
             **_spread("speedup", ratios),
             **_spread("machine", machine),
         }
