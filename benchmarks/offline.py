@@ -6,7 +6,9 @@ pass, and twice the workers do almost twice the work.
 vit      a random CLIP ViT-B/16 on 480 x 640 JPEGs, 3 x 3 grid: seconds of the pass over those of the bare forward on
          the same batches in memory, by the clock and in CPU time, one thread each
 tower    the quickstart's tower on DocMNIST: CPU time of the pass over that of decoding, proposing and embedding alone
-workers  shards a second of two Ray workers over one, the tower above; both pools warm
+workers  shards a second of two Ray workers over one, that tower with segments as proposals; both pools warm. `machine` is
+         the same ratio for processes that only count, in the same round: what a shared machine has to give. `busy`: the
+         share of the time that workers were at a shard; what they lack of 1 is the pool's, whatever the machine does
 
 Medians over rounds of ratios within a round, in which both sides are measured one after the other.
 """
@@ -17,6 +19,7 @@ import io
 import json
 import os
 import statistics
+import subprocess
 import sys
 import tempfile
 import time
@@ -40,6 +43,7 @@ from villa_dist.mapping.model import MappingModel
 from villa_dist.observe import Timers
 from villa_dist.pipeline import Pipeline
 from villa_dist.planning.measure import stand_in
+from villa_dist.profile import worker_seconds
 from villa_dist.runner import LocalRunner
 from villa_dist.stages.base import StageRequest
 from villa_dist.stages.images import image_batches
@@ -47,6 +51,8 @@ from villa_dist.stages.pairs import PairsStage
 from villa_dist.stages.windows import windows
 
 PHOTOS, HEIGHT, WIDTH = 24, 480, 640
+SHARDS = 24
+COUNTED = 30_000_000
 Clock = tuple[float, float]  # seconds by the clock, of CPU
 
 
@@ -95,10 +101,11 @@ def with_vit(folder: Path) -> Config:
     return config
 
 
-def with_tower(folder: Path, images: int, shard: int) -> Config:
+def with_tower(folder: Path, images: int, shard: int, proposals: str = "annotations") -> Config:
     """A run of DocMNIST with the quickstart's models, untrained."""
     every = {"train": images, "validation": 1, "test": 1}
     values = {"run": f"{folder}/run", "docmnist": {"images": every, "shard_images": shard}}
+    values["regions"] = {"proposals": proposals}
     config = Config.model_validate(values)
     Pipeline(config, LocalRunner()).run(["ingest", "vocabulary"])
     assert len(vocabulary.read(Store(config.run)))
@@ -188,10 +195,12 @@ def workers(rounds: int) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder, RaySession(RayConfig()):
         from cluster.pool import ActorPool
 
-        config = with_tower(Path(folder), 24 * 128, 128)
+        config = with_tower(Path(folder), SHARDS * 16, 16, "segments")
         shards = StageFolder(f"{config.run}/train", "base").shards_done()
         pools = {n: ActorPool(n, 600.0, 2) for n in (1, 2)}
         seconds: dict[int, list[float]] = {1: [], 2: []}
+        busy: dict[int, list[float]] = {1: [], 2: []}
+        machine: list[float] = []
         for turn in range(-1, rounds):
             for number, pool in pools.items():
                 StageFolder(f"{config.run}/train", "pairs").clear()
@@ -199,11 +208,32 @@ def workers(rounds: int) -> dict[str, Any]:
                 pool.run(request_of(config), shards, lambda shard: None)
                 if turn >= 0:  # the first is to warm up
                     seconds[number].append(time.perf_counter() - start)
+                    made = [StageFolder(f"{config.run}/train", "pairs").marker(s).seconds for s in shards]
+                    busy[number].append(sum(map(worker_seconds, made)) / number / seconds[number][-1])
+            if turn >= 0:
+                machine.append(counting(1, 2) / counting(2, 1))
         for pool in pools.values():
             pool.close()
         ratios = [one / two for one, two in zip(seconds[1], seconds[2], strict=True)]
         found = {f"seconds_{n}": round(statistics.median(s), 2) for n, s in seconds.items()}
-        return {"shards": len(shards), "rounds": rounds, **found, **_spread("speedup", ratios)}
+        return {
+            "shards": len(shards),
+            "rounds": rounds,
+            **found,
+            **{f"busy_{n}": round(statistics.median(b), 3) for n, b in busy.items()},
+            **_spread("speedup", ratios),
+            **_spread("machine", machine),
+        }
+
+
+def counting(processes: int, times: int) -> float:
+    """Seconds until each of so many processes has counted `times` times."""
+    command = [sys.executable, "-c", f"for _ in range({times} * {COUNTED}): pass"]
+    start = time.perf_counter()
+    running = [subprocess.Popen(command) for _ in range(processes)]
+    for process in running:
+        process.wait()
+    return time.perf_counter() - start
 
 
 def _spread(name: str, values: list[float]) -> dict[str, float]:

@@ -71,6 +71,35 @@ def test_ray_gives_the_same_bytes(finished: tuple[Path, dict], tmp_path: Path, m
     assert contents(tmp_path / "run") == contents(finished[0])
 
 
+@pytest.mark.slow
+def test_fused_pairs_on_ray_give_the_same_pairs_models_and_metrics(finished: tuple[Path, dict], tmp_path: Path) -> None:
+    """Nothing differs but what is not made: regions of the test split. Manifests of pairs name another config."""
+    overrides = [o for o in TINY if o != "runner=local"]
+    fused = [*overrides, f"run={tmp_path}/run", "pairs.fused=true", "regions.decode_threads=2"]
+    result = result_line(villa("run", config_file(tmp_path), *sets(*fused)))
+    assert result["metrics"] == finished[1]["metrics"]
+    theirs, mine = contents(finished[0]), contents(tmp_path / "run")
+    missing = {name for name in theirs if name.startswith("test/regions/")}
+    assert missing and set(theirs) - set(mine) == missing and set(mine) < set(theirs)
+    changed = {name for name in mine if mine[name] != theirs[name]}
+    assert changed == {"train/pairs/manifest.parquet", "test/pairs/manifest.parquet"}
+
+
+@pytest.mark.slow
+def test_fused_pairs_learn_from_a_sample_of_shards(finished: tuple[Path, dict], tmp_path: Path) -> None:
+    fused = [*TINY, f"run={tmp_path}/run", "pairs.fused=true", "mapping.encoder=frozen", "regions.keep_embeddings=0.4"]
+    result = result_line(villa("run", config_file(tmp_path), *sets(*fused)))
+    run = tmp_path / "run"
+    kept = {p.name for p in (run / "train/embeddings").glob("0*.parquet")}
+    every = {p.name for p in (finished[0] / "train/regions").glob("0*.parquet")}
+    assert len(kept) == 2 < len(every) and kept == {p.name for p in (run / "train/regions").glob("0*.parquet")}
+    assert {p.name for p in (run / "train/pairs").glob("0*.parquet")} == every and result["metrics"]["mapping"][
+        "f1"
+    ] > 0
+    status = result_line(villa("status", str(run)))
+    assert status["stages"]["train/pairs"]["complete"] and status["stages"]["train/regions"]["complete"]
+
+
 @pytest.mark.parametrize("mapping", ["per_attribute", "shared"])
 def test_frozen_mapping_with_the_papers_loss(finished: tuple[Path, dict], tmp_path: Path, mapping: str) -> None:
     import shutil

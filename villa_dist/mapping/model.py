@@ -139,18 +139,14 @@ class MappingModel(nn.Module):
     ) -> list[Float[np.ndarray, "r a"]]:
         """`scores` of each image's own regions and attributes, which are a small part of all R x A: image i has the next
         `regions[i]` rows of `feature` and the ids `mentions[i]`. One pass over the regions, one over the distinct ids."""
-        cosines = self._cosines(feature, regions, mentions)
-        flat = torch.from_numpy(np.concatenate([np.zeros(0, np.float32), *[c.ravel() for c in cosines]]))
-        if self.config.loss != "contrastive":
-            ids = np.concatenate(
-                [np.zeros(0, np.int64), *[np.tile(a, r) for a, r in zip(mentions, regions, strict=True)]]
-            )
-            prior = self.prior.cpu()[torch.from_numpy(ids)]
-            flat = torch.sigmoid(flat * self.log_scale.exp().cpu() + prior)
-        ends = np.cumsum([c.size for c in cosines])[:-1]
-        return (
-            [s.reshape(c.shape) for s, c in zip(np.split(flat.numpy(), ends), cosines, strict=True)] if cosines else []
-        )
+        images = self._cosines(feature, regions, mentions)
+        if self.config.loss == "contrastive" or not images:
+            return images
+        scale, prior = float(self.log_scale.exp()), self.prior.cpu().numpy()
+        logits = [c * np.float32(scale) + prior[ids] for c, ids in zip(images, mentions, strict=True)]
+        flat = torch.sigmoid(torch.from_numpy(np.concatenate([x.ravel() for x in logits]))).numpy()
+        ends = np.cumsum([x.size for x in logits]).tolist()
+        return [flat[end - x.size : end].reshape(x.shape) for end, x in zip(ends, logits, strict=True)]
 
     def _cosines(
         self, feature: Float[Tensor, "R E"], regions: Sequence[int], mentions: Sequence[Int[np.ndarray, " a"]]

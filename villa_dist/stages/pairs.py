@@ -175,10 +175,9 @@ class PairsStage:
 def kept_pairs(boxes: np.ndarray, ids: np.ndarray, score_RA: np.ndarray, kept_RA: np.ndarray) -> RegionAttributePairs:
     """The pairs of one image; boxes without a pair are dropped and the others numbered anew."""
     region, column = np.nonzero(kept_RA)
-    used, renumbered = np.unique(region, return_inverse=True)
-    return RegionAttributePairs(
-        boxes[used] if len(used) else NO_BOXES, renumbered, ids[column], score_RA[region, column]
-    )
+    used_R = kept_RA.any(1)
+    renumbered = (np.cumsum(used_R) - 1)[region]
+    return RegionAttributePairs(boxes[used_R], renumbered, ids[column], score_RA[region, column])
 
 
 def pairs_table(keys: list[str], images: list[RegionAttributePairs]) -> pa.Table:
