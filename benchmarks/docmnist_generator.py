@@ -21,7 +21,8 @@ import numpy as np
 from PIL import Image
 
 from shards.commit import StageFolder
-from villa_dist.config import Config, load
+from villa_dist.config import Config
+from villa_dist.config_file import load
 from villa_dist.docmnist import generate, words
 from villa_dist.docmnist.digits import Digits
 from villa_dist.docmnist.digits import load as load_digits

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from shards.errors import VillaError
-from villa_dist.config import Config, dump
+from villa_dist.config import Config
+from villa_dist.config_file import dump
 from villa_dist.observe import Progress
 
 

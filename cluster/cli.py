@@ -19,7 +19,8 @@ from cluster.result import emit, keep_stdout
 from shards.errors import VillaError
 from shards.store import Store
 from villa_dist import __version__
-from villa_dist.config import Config, load
+from villa_dist.config import Config
+from villa_dist.config_file import load
 from villa_dist.observe import set_up_logging
 
 app = typer.Typer(
@@ -202,7 +203,7 @@ def docmnist(
 def study(config: ConfigArgument, set_: SetOption = None) -> None:
     """The complexity study: both claims of the paper as a table and a plot with spread over seeds."""
     from cluster.cells import run_cells
-    from villa_dist.config import load_study
+    from villa_dist.config_file import load_study
     from villa_dist.study import cells, summarise
 
     loaded = load_study(config, set_)
@@ -226,7 +227,7 @@ def doctor() -> None:
 @app.command()
 def keys() -> None:
     """Every key of a config, with its default."""
-    from villa_dist.config import keys as all_keys
+    from villa_dist.config_file import keys as all_keys
 
     found = json.loads(json.dumps(all_keys(), default=lambda value: value.model_dump(mode="json")))
     print("\n".join(f"{name}: {json.dumps(value)}" for name, value in found.items()), file=sys.stderr)

@@ -23,7 +23,8 @@ from shards.store import Store
 from villa_dist import claims, models
 from villa_dist.attributes import vocabulary
 from villa_dist.claims import STAGES, TRAINING, Claim
-from villa_dist.config import Config, dump
+from villa_dist.config import Config
+from villa_dist.config_file import dump
 from villa_dist.docmnist import words as docmnist_words
 from villa_dist.evaluate import assemble
 from villa_dist.observe import LOG

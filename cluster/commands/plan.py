@@ -8,7 +8,8 @@ from typing import Annotated
 import typer
 
 from cluster.result import emit
-from villa_dist.config import Config, load
+from villa_dist.config import Config
+from villa_dist.config_file import load
 from villa_dist.observe import LOG
 
 

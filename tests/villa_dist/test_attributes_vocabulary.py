@@ -16,7 +16,7 @@ from shards.commit import StageFolder
 from shards.errors import ShardError, VillaError
 from shards.reader import read_sidecar
 from shards.store import Store
-from villa_dist import config
+from villa_dist import config_file as config
 from villa_dist.attributes import vocabulary
 from villa_dist.attributes.phrases import Phrase
 from villa_dist.attributes.vocabulary import Choice, Counts

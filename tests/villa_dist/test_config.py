@@ -11,7 +11,8 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from villa_dist.config import Config, ConfigError, absolute, dump, key_names, load
+from villa_dist.config import Config, ConfigError
+from villa_dist.config_file import absolute, dump, key_names, load
 
 
 @pytest.fixture
@@ -228,7 +229,7 @@ def test_a_missing_file_shows_what_there_is(tmp_path: Path) -> None:
     near = failure(str(tmp_path / "quikstart.yaml"))
     assert "does not exist" in near
     assert f"did you mean {tmp_path / 'quickstart.yaml'}" in near
-    assert "villa keys" in failure(str(tmp_path / "zzz.yaml"))
+    assert "quickstart.yaml" in failure(str(tmp_path / "zzz.yaml"))
     assert "does not exist" in failure(str(tmp_path / "nowhere" / "a.yaml"))
     assert str(tmp_path) in failure(str(tmp_path)), "a folder is no file"
 

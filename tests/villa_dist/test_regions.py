@@ -13,7 +13,8 @@ from hypothesis.extra import numpy as hnp
 
 from shards.decode import DecodeError
 from shards.errors import ShardError
-from villa_dist.config import ConfigError, RegionsConfig, load
+from villa_dist.config import ConfigError, RegionsConfig
+from villa_dist.config_file import load
 from villa_dist.regions.annotations import AnnotationProposer, boxes_in
 from villa_dist.regions.boxes import clip, from_centers, iou, large_enough, problem
 from villa_dist.regions.proposals import BACKENDS, Photo, keep, make_proposer, regions_of

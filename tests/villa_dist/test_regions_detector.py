@@ -17,7 +17,8 @@ from tiny_detectors import EDGES, KINDS, SQUARE, write
 from torch import Tensor, nn
 
 from shards.errors import ShardError, VillaError
-from villa_dist.config import DetectorConfig, RegionsConfig, load
+from villa_dist.config import DetectorConfig, RegionsConfig
+from villa_dist.config_file import load
 from villa_dist.regions import detector
 from villa_dist.regions.boxes import problem
 from villa_dist.regions.detector import FAMILIES, DetectorProposer, Preparation, identity, load_detector

@@ -20,7 +20,8 @@ from shards import manifest, sidecar
 from shards.commit import StageFolder
 from shards.errors import ShardError
 from shards.reader import BaseShard
-from villa_dist.config import Config, load
+from villa_dist.config import Config
+from villa_dist.config_file import load
 from villa_dist.evaluate.assemble import pair_rows
 from villa_dist.names import JOBS
 from villa_dist.observe import Timers

@@ -12,7 +12,7 @@ from shards import manifest, sidecar
 from shards.collect import conservation
 from shards.commit import StageFolder
 from shards.errors import ShardError
-from villa_dist.config import load
+from villa_dist.config_file import load
 from villa_dist.data.loader import Batches, PairBatch
 from villa_dist.data.samples import Samples
 from villa_dist.data.transforms import shift, stack
