@@ -23,8 +23,9 @@ from PIL import Image
 
 from villa_dist.config import RegionsConfig, SegmentsConfig
 from villa_dist.regions import objectness as scoring
+from villa_dist.regions.backends import make_proposer
 from villa_dist.regions.boxes import iou
-from villa_dist.regions.proposals import Photo, keep, make_proposer, regions_of
+from villa_dist.regions.proposals import Photo, keep, regions_of
 from villa_dist.regions.segments import candidates
 from villa_dist.types import RegionSet
 

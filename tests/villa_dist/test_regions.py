@@ -16,8 +16,9 @@ from shards.errors import ShardError
 from villa_dist.config import ConfigError, RegionsConfig
 from villa_dist.config_file import load
 from villa_dist.regions.annotations import AnnotationProposer, boxes_in
+from villa_dist.regions.backends import BACKENDS, make_proposer
 from villa_dist.regions.boxes import clip, from_centers, iou, large_enough, problem
-from villa_dist.regions.proposals import BACKENDS, Photo, keep, make_proposer, regions_of
+from villa_dist.regions.proposals import Photo, keep, regions_of
 from villa_dist.types import RegionSet
 
 F32 = np.float32

@@ -20,9 +20,10 @@ from shards.errors import ShardError, VillaError
 from villa_dist.config import DetectorConfig, RegionsConfig
 from villa_dist.config_file import load
 from villa_dist.regions import detector
+from villa_dist.regions.backends import make_proposer
 from villa_dist.regions.boxes import problem
 from villa_dist.regions.detector import FAMILIES, DetectorProposer, Preparation, identity, load_detector
-from villa_dist.regions.proposals import Photo, make_proposer, regions_of
+from villa_dist.regions.proposals import Photo, regions_of
 
 F32 = np.float32
 SIZES = [(64, 64), (120, 80), (80, 120), (61, 97), (500, 40), (3, 7), (7, 3), (1, 1), (1, 300)]  # width, height

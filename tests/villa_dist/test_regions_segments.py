@@ -14,10 +14,11 @@ from scipy import ndimage
 
 from villa_dist.config import RegionsConfig, SegmentsConfig
 from villa_dist.regions import objectness as scoring
+from villa_dist.regions.backends import make_proposer
 from villa_dist.regions.boxes import iou, problem
 from villa_dist.regions.hierarchy import Likeness, merge, neighbours
 from villa_dist.regions.objectness import NAMES, Shapes, features, integral, scaled, total
-from villa_dist.regions.proposals import Photo, make_proposer, regions_of
+from villa_dist.regions.proposals import Photo, regions_of
 from villa_dist.regions.segments import WAYS, candidates
 
 CONFIG = RegionsConfig(proposals="segments", top_k=300)

@@ -5,14 +5,14 @@ Letters: N photos, R regions of one photo. Boxes are xyxy in pixels of the photo
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
 from jaxtyping import Float, UInt8
 
-from shards.errors import ShardError, VillaError
+from shards.errors import ShardError
 from villa_dist.config import RegionsConfig
 from villa_dist.regions.boxes import area, clip, large_enough
 from villa_dist.regions.nms import nms
@@ -50,11 +50,6 @@ class Kept:
 
     regions: RegionSet
     dropped: int
-
-
-def make_proposer(config: RegionsConfig) -> Proposer:
-    """The backend a config names. Raises: VillaError when what it needs is missing."""
-    return BACKENDS[config.proposals](config)
 
 
 def regions_of(proposer: Proposer, config: RegionsConfig, photos: Sequence[Photo]) -> list[Kept]:
@@ -101,42 +96,3 @@ def with_whole(
         return boxes, objectness
     whole = np.array([[0, 0, photo.width, photo.height]], np.float32)
     return np.concatenate([boxes, whole]), np.append(objectness, np.float32(0))
-
-
-def _annotations(config: RegionsConfig) -> Proposer:
-    from villa_dist.regions.annotations import AnnotationProposer
-
-    return AnnotationProposer()
-
-
-def _grid(config: RegionsConfig) -> Proposer:
-    from villa_dist.regions.grid import GridProposer
-
-    return GridProposer(config)
-
-
-def _segments(config: RegionsConfig) -> Proposer:
-    try:
-        import skimage.segmentation  # noqa: F401
-    except ImportError as error:
-        raise VillaError(
-            f"regions.proposals: segments needs scikit-image, which does not import here ({error}); pip install "
-            "scikit-image, or set regions.proposals=grid"
-        ) from error
-    from villa_dist.regions.segments import SegmentProposer
-
-    return SegmentProposer(config.segments)
-
-
-def _hf(config: RegionsConfig) -> Proposer:
-    from villa_dist.regions.detector import load_detector
-
-    return load_detector(config.hf)
-
-
-BACKENDS: dict[str, Callable[[RegionsConfig], Proposer]] = {
-    "annotations": _annotations,
-    "grid": _grid,
-    "segments": _segments,
-    "hf": _hf,
-}

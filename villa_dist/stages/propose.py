@@ -16,7 +16,8 @@ from shards.store import Store
 from villa_dist.attributes import vocabulary
 from villa_dist.observe import Timers
 from villa_dist.regions.annotations import boxes_in
-from villa_dist.regions.proposals import Kept, Photo, make_proposer, regions_of
+from villa_dist.regions.backends import make_proposer
+from villa_dist.regions.proposals import Kept, Photo, regions_of
 from villa_dist.stages.base import StageRequest
 from villa_dist.stages.windows import Sample
 from villa_dist.types import AttributeSet
