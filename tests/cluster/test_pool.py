@@ -64,7 +64,8 @@ def test_a_users_mistake_is_raised_at_once(found: tuple[Path, dict[str, Any]]) -
 def test_the_next_shard_is_read_ahead(found: tuple[Path, dict[str, Any]]) -> None:
     job, ended = scenario(found, "undisturbed")
     ahead = {p.name.split("-")[1] for p in Path(job.folder).glob("ahead-*")}
-    assert sorted(ended["told"]) == UNITS and len(ahead) >= 3, "a worker that has a shard is told the next"
+    assert sorted(ended["told"]) == UNITS
+    assert len(set(UNITS) - ahead) <= 2, "all but the first of each worker"
 
 
 def test_actors_leave_cpus_free_and_share_gpus() -> None:
