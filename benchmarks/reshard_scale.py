@@ -98,21 +98,17 @@ def workers(root: Path) -> None:
     """The CPU-bound reshard: contents hashed and proved, on foreign tars."""
     from cluster.shards_cli import units_on
 
-    make(root / "src", 4 * 10**9, 20)
+    make(root / "src", 2 * 10**9, 10)
+    make(root / "small", 10_000_000, 2)
     found: dict[int, list[float]] = {1: [], 2: []}
-    for _ in range(3):
-        for count in found:
-            with units_on(count) as run:
-                run_here_too = ReshardOptions(str(root / "warm"), max_bytes=256 << 20, hashed=False)
-                small = root / "small"
-                if not small.exists():
-                    make(small, 10_000_000, 2)
-                reshard(str(small), run_here_too, run, no_meter)  # workers are started by now
+    with units_on(2) as two:
+        reshard(str(root / "small"), ReshardOptions(str(root / "warm")), two, no_meter)  # workers are started by now
+        for _ in range(3):
+            for count, run in ((1, run_here), (2, two)):
                 start = time.perf_counter()
                 reshard(str(root / "src"), ReshardOptions(str(root / "out"), max_bytes=200_000_000), run, no_meter)
                 found[count].append(time.perf_counter() - start)
-            shutil.rmtree(root / "out")
-            shutil.rmtree(root / "warm")
+                shutil.rmtree(root / "out")
     middle = {count: sorted(seconds)[1] for count, seconds in found.items()}
     told = {str(k): [round(s, 2) for s in v] for k, v in found.items()}
     print(json.dumps({"seconds": told, "speedup": round(middle[1] / middle[2], 2)}))
