@@ -230,6 +230,33 @@ def test_a_source_that_changed_is_named(tmp_path: Path) -> None:
         run(f"{tmp_path}/mid", tmp_path / "later")
 
 
+@pytest.mark.parametrize("shuffle", [None, 3])
+def test_digests_that_are_taken_over_are_the_same_and_unread(source: str, tmp_path: Path, shuffle: int | None) -> None:
+    whole = run(source, tmp_path / "whole", max_count=20, shuffle=shuffle)
+    taken = run(source, tmp_path / "taken", max_count=20, shuffle=shuffle, trusted=True)
+    assert tree(tmp_path / "whole") == tree(tmp_path / "taken") and whole["digest"] == taken["digest"]
+    assert (whole["proved_by"], taken["proved_by"]) == ("content", "recorded content")
+    outputs = StageFolder(f"{tmp_path}/taken", "base").marker("000000").outputs
+    assert all(o.sha256 for o in outputs)
+    tar = tmp_path / "whole/base/000001.tar"
+    raw = bytearray(tar.read_bytes())
+    row = next(
+        r
+        for r in BaseShard(StageFolder(f"{tmp_path}/whole", "base"), "000001").index.table.to_pylist()
+        if r["length"] > 2500
+    )
+    raw[row["member_offsets"][0] + 100] ^= 1
+    tar.write_bytes(raw)
+    run(f"{tmp_path}/whole", tmp_path / "late", trusted=True)  # nothing is held against the contents
+    with pytest.raises(ShardError, match="no longer has the content"):
+        run(f"{tmp_path}/late", tmp_path / "later")
+    foreign = run(str(tmp_path / "taken/base/{000000,000001}.tar"), tmp_path / "foreign", trusted=True)
+    assert foreign["proved_by"] == "keys" and foreign["samples"] == sum(
+        len(r) for r in read_shards(tmp_path / "taken")[:2]
+    )
+    assert not BaseShard(StageFolder(f"{tmp_path}/foreign", "base"), "000000").index.hashed
+
+
 def test_another_run_on_the_same_folder(source: str, tmp_path: Path) -> None:
     first = run(source, tmp_path / "out", max_count=10)
     before = {p: p.stat().st_mtime_ns for p in (tmp_path / "out").rglob("*") if p.is_file()}
