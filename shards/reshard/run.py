@@ -6,6 +6,7 @@ import json
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -25,7 +26,7 @@ from shards.reshard.scanned import Scanned, counted, markers
 from shards.reshard.sources import BASE, Sources, resolve
 from shards.reshard.work import Workplace
 from shards.reshard.write import PLAN, WriteJob
-from shards.store import Store
+from shards.store import Store, remove_orphans
 from shards.work import Job, RunUnits
 
 RESULT = "reshard.json"
@@ -245,6 +246,8 @@ class Reshard:
             self.base.store.put(output.file, folder.store.read(folder.locate(output)))
 
     def _clean(self) -> None:
+        if self.dst.local:
+            remove_orphans(Path(self.dst.path()))
         self.work.remove("", recursive=True)
 
 
