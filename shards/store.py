@@ -33,6 +33,7 @@ ORPHAN_SECONDS = 24 * 3600.0
 Names = list[str]
 BLOCK = 8 << 20  # of sequential reads; up to PARALLEL + 1 of them are in memory
 S3 = ("s3://", "s3a://")
+WILD = "*?["
 
 
 def place_of(url: str) -> tuple[bool, str]:
@@ -370,7 +371,7 @@ def glob(pattern: str) -> Names:
     matches = re.compile(glob_translate(path)).match
     if local:
         return sorted(found for found in LocalFileSystem().glob(path) if os.path.isfile(found))
-    fixed = path[: min(path.index(c) for c in "*?[" if c in path)].rpartition("/")[0]
+    fixed = path[: min(path.index(c) for c in WILD if c in path)].rpartition("/")[0]
     found = Objects().entries(f"{fixed}/", recursive="**" in path or path.count("/") > fixed.count("/") + 1)
     return sorted(f"s3://{e.path}" for e in found if matches(e.path))
 

@@ -23,7 +23,7 @@ from shards.reshard.options import ReshardOptions
 from shards.reshard.plan import groups, rank
 from shards.reshard.work import Workplace
 
-GROUP_BYTES = 1 << 30
+GROUP_BYTES, GROUP_SOURCES = 1 << 30, 256  # all sources of a group are open at once
 SHARDS_A_BUCKET = 4
 ZERO = SampleDigest().hex
 RANKED = pa.schema([("rank", pa.uint64()), ("source", pa.int64()), ("row", pa.int64()), *SCHEMA])
@@ -45,7 +45,7 @@ def group_name(at: int) -> str:
 
 
 def source_groups(place: Workplace) -> list[tuple[int, int]]:
-    return groups(place.sources.size, GROUP_BYTES)
+    return groups(place.sources.size, GROUP_BYTES, GROUP_SOURCES)
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ class BucketWorker:
             table = pa.table({**named, **{n: index.table[n] for n in SCHEMA.names}}, schema=RANKED)
             write_groups(attempt.open(f"{unit}.index.parquet"), table, edges)
             for stage in self.place.sources.sidecars if self.job.options.sidecars else ():
-                write_groups(attempt.open(f"{unit}.{stage}.parquet"), self._rows(stage, source, row), edges)
+                write_groups(attempt.open(f"{unit}.{stage}.parquet"), self._rows(stage, first, source, row), edges)
             return self._commit(attempt, unit, len(row), int(index.lengths.sum()))
 
     def _copy(
@@ -102,8 +102,8 @@ class BucketWorker:
             copier.take(Pieces(table, source, gapped, opened, places))
         return copier.close()
 
-    def _rows(self, stage: str, source: np.ndarray, row: np.ndarray) -> pa.Table:
-        sources = np.unique(source)
+    def _rows(self, stage: str, first: int, source: np.ndarray, row: np.ndarray) -> pa.Table:
+        sources = np.unique(source) if len(source) else np.array([first])  # for its columns, where no sample is kept
         tables = [self.place.sidecar(int(at), stage, self.place.index(int(at)).keys) for at in sources]
         starts = np.concatenate([[0], np.cumsum([len(t) for t in tables], dtype=np.int64)])
         flat = starts[np.searchsorted(sources, source)] + row

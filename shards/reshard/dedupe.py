@@ -18,7 +18,9 @@ from shards.digest import SampleDigest
 from shards.errors import ShardError
 from shards.reader import read_sidecar
 from shards.reshard.options import ReshardOptions
-from shards.reshard.scan import HASH, PREFIXES, unit_name
+from shards.reshard.scan import HASH, PREFIXES
+from shards.reshard.scanned import NAME as SCANNED
+from shards.reshard.scanned import Scanned
 from shards.reshard.work import DUPLICATES, Workplace
 from shards.store import Store
 
@@ -83,12 +85,16 @@ class DedupeWorker:
             return attempt.commit(marker)
 
     def _records(self, first: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
-        """(records, source of each) whose hash prefix is in [first, stop)."""
+        """(records, source of each) whose hash prefix is in [first, stop); rows count from the first of their source."""
+        rows = Scanned.from_bytes(self.place.store.read(SCANNED), self.place.store.path(SCANNED)).rows
         records, sources = [], []
-        for at in range(len(self.place.sources)):
-            found = read_records(self.place.scan, unit_name(at), first, stop)
+        for unit, low, high in self.place.scans.units:
+            found = read_records(self.place.scans.folder, unit, first, stop).copy()
+            starts = np.concatenate([[0], np.cumsum(rows[low:high])])
+            inside = np.searchsorted(starts, found["row"], side="right") - 1
+            found["row"] -= starts[inside].astype(np.uint32)
             records.append(found)
-            sources.append(np.full(len(found), at, np.uint32))
+            sources.append((low + inside).astype(np.uint32))
         return np.concatenate(records), np.concatenate(sources)
 
 

@@ -88,12 +88,12 @@ def _mix(value: int) -> int:
     return x ^ (x >> 31)
 
 
-def groups(sizes: Sequence[int], limit: int) -> list[tuple[int, int]]:
-    """Runs [first, stop) of consecutive sources of up to `limit` bytes together; a larger source is alone."""
+def groups(sizes: Sequence[int], limit: int, most: int) -> list[tuple[int, int]]:
+    """Runs [first, stop) of consecutive sources, up to `most` and of up to `limit` bytes together; a larger one is alone."""
     made: list[tuple[int, int]] = []
     first, total = 0, 0
     for at, size in enumerate(sizes):
-        if at > first and total + size > limit:
+        if at > first and (total + size > limit or at - first == most):
             made.append((first, at))
             first, total = at, 0
         total += size

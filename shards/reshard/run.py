@@ -17,13 +17,15 @@ from shards.commit import Marker, StageFolder
 from shards.digest import SampleDigest, fingerprint, sha256
 from shards.errors import BudgetError, ShardError, StaleStageError, VillaError
 from shards.reshard import dedupe, predicate
+from shards.reshard.apart import check_apart
 from shards.reshard.bucket import BucketJob, bucket_count, bucket_of, group_name, source_groups
 from shards.reshard.options import WORK, ReshardOptions
 from shards.reshard.plan import cuts, even_parts, rank
-from shards.reshard.scan import ScanJob, unit_name
+from shards.reshard.scan import ScanJob
 from shards.reshard.scanned import NAME as SCANNED
 from shards.reshard.scanned import Scanned, counted, markers
 from shards.reshard.sources import BASE, Sources, resolve
+from shards.reshard.units import LAYOUT, Units
 from shards.reshard.work import Workplace
 from shards.reshard.write import PLAN, WriteJob
 from shards.store import Store, remove_orphans
@@ -65,10 +67,7 @@ class Reshard:
         self.options, self.execute, self.meter, self.force, self.budget = options, run, meter, force, budget
         self.sources = resolve(src)
         self.dst, self.work = Store(options.dst), Store(f"{options.dst}/{WORK}")
-        folders = {self.sources.dataset} if self.sources.dataset else set(self.sources.url)
-        for url in sorted(folders):
-            if _within(self.dst.path(), Store(url).path()):
-                raise VillaError(f"{options.dst} lies in the sources, {url}; give a folder outside of them for DST")
+        check_apart(src, self.sources, options.dst)
         if options.prefix_keys and self.sources.dataset:
             raise VillaError(
                 f"--prefix-keys is for tars of others; the keys of the data set {src} name its sidecars' rows"
@@ -81,6 +80,8 @@ class Reshard:
         files = {name: _content(getattr(options, name)) for name in ("include", "exclude") if getattr(options, name)}
         self.claim = options.claim(self.sources.fingerprint, files)
         self.fingerprint = fingerprint(self.claim)
+        self.work_claim = {**self.claim, "layout": LAYOUT}  # of the passes before the last
+        self.work_fingerprint = fingerprint(self.work_claim)
 
     def run(self) -> dict[str, Any]:
         started = time.monotonic()
@@ -107,13 +108,11 @@ class Reshard:
         return result
 
     def _claim(self) -> None:
-        folders = [*self.outputs, *(StageFolder(self.work.url, n) for n in ("scan", "dedupe", "buckets"))]
         stranger = self.base.claimed() is None and self.base.store.list("", ".tar")
         if stranger and not self.force:
             raise StaleStageError(f"{self.base.store.path()} holds shards of something else; give another DST")
         try:
-            for folder in folders[: len(self.outputs)]:
-                folder.claim(self.claim)
+            self._bind(self.outputs, self.claim)
         except StaleStageError:
             if not self.force and self.base.shards_done():
                 raise  # where nothing is committed yet, nothing can be mixed
@@ -122,9 +121,18 @@ class Reshard:
             self.work.remove("", recursive=True)
         if manifest.exists(self.base):
             return
-        for folder in folders:
-            folder.claim(self.claim)
+        self._bind(self.outputs, self.claim)
+        passes = [StageFolder(self.work.url, name) for name in ("scan", "dedupe", "buckets")]
+        try:
+            self._bind(passes, self.work_claim)
+        except StaleStageError:  # left by another version: what is written does not depend on it
+            self.work.remove("", recursive=True)
+            self._bind(passes, self.work_claim)
         self.work.put("sources.parquet", self.sources.to_bytes())
+
+    def _bind(self, folders: Sequence[StageFolder], claim: dict[str, Any]) -> None:
+        for folder in folders:
+            folder.claim(claim)
 
     def _scan(self) -> Scanned:
         folder, found = StageFolder(self.work.url, "scan"), self._scanned()
@@ -144,8 +152,9 @@ class Reshard:
         if known is not None:
             return Scanned.from_bytes(known, self.work.path(SCANNED))
         folder = StageFolder(self.work.url, "scan")
-        units = [unit_name(at) for at in range(len(self.sources))]
-        self._pass("scan", folder, ScanJob(self.options, self.fingerprint), units, dict.fromkeys(units, 1), "shards")
+        units = Units(self.sources.size)
+        weights = {name: stop - first for name, first, stop in units}
+        self._pass("scan", folder, ScanJob(self.options, self.work_fingerprint), list(weights), weights, "shards")
         found = Scanned.read(folder, units)
         self.work.put(SCANNED, found.to_bytes())
         return found
@@ -154,7 +163,7 @@ class Reshard:
         folder = StageFolder(self.work.url, "dedupe")
         parts = dedupe.parts(int(scanned.kept.sum()))
         units = [dedupe.part_name(p) for p in parts]
-        job = dedupe.DedupeJob(self.options, self.fingerprint)
+        job = dedupe.DedupeJob(self.options, self.work_fingerprint)
         self._pass("find duplicates", folder, job, units, dict.fromkeys(units, 1), "parts")
         found = [dedupe.read_found(self.work, p) for p in parts]
         return dedupe.write_bits(self.work, scanned.rows.tolist(), found), [folder.marker(u) for u in units]
@@ -181,7 +190,7 @@ class Reshard:
         groups = source_groups(place)
         units = [group_name(g) for g in range(len(groups))]
         sizes = [int(scanned.size[slice(*g)].sum()) // 1_000_000 for g in groups]
-        job = BucketJob(options, self.fingerprint, buckets)
+        job = BucketJob(options, self.work_fingerprint, buckets)
         self._pass("bucket", folder, job, units, dict(zip(units, sizes, strict=True)), "MB")
         count, size = np.zeros(buckets, np.int64), np.zeros(buckets, np.int64)
         assert options.shuffle is not None
@@ -249,10 +258,6 @@ class Reshard:
         if self.dst.local:
             remove_orphans(Path(self.dst.path()))
         self.work.remove("", recursive=True)
-
-
-def _within(a: str, b: str) -> bool:
-    return f"{a.rstrip('/')}/".startswith(f"{b.rstrip('/')}/")
 
 
 def _content(path: str) -> str:

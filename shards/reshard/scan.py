@@ -1,4 +1,4 @@
-"""Pass 1, one source a unit: which samples are there, which are kept, and what they are the same as.
+"""Pass 1, one source or a run of small ones a unit: which samples are there, which are kept, what they are the same as.
 
 Leaves `<unit>.parquet` (bytes of each sample, why it is dropped), for foreign tars an index, and for --dedupe the
 samples' hashes in order, so that a partition of the hash space is one range read.
@@ -11,7 +11,7 @@ from functools import cached_property
 
 import numpy as np
 import pyarrow as pa
-from jaxtyping import Bool, UInt8
+from jaxtyping import Bool, Int, UInt8
 
 from shards import digest, sidecar
 from shards.commit import Attempt, Marker, Output, StageFolder
@@ -23,18 +23,14 @@ from shards.reader import view_tar
 from shards.reshard import predicate
 from shards.reshard.options import WORK, ReshardOptions
 from shards.reshard.sources import Sources
+from shards.reshard.units import ROWS, Units, joined, unit_name
 from shards.store import Store
 from shards.tar import Sample, Scan, padded
 
-ROWS = pa.schema([("length", pa.int64()), ("dropped", pa.uint8()), ("gapped", pa.bool_())])
 KEPT, FILTERED = 0, 1
 PREFIXES = 256
-# what makes samples the same, what proves that none is lost, and the row in the source
+# what makes samples the same, what proves that none is lost, and the row in the unit
 HASH = np.dtype([("high", "<u8"), ("low", "<u8"), ("sum_high", "<u8"), ("sum_low", "<u8"), ("row", "<u4")])
-
-
-def unit_name(at: int) -> str:
-    return f"{at:08d}"
 
 
 @dataclass(frozen=True)
@@ -72,10 +68,11 @@ class ScanJob:
 
 @dataclass
 class Found:
-    """A source as the scan saw it."""
+    """A source as the scan saw it, or the sources of a unit."""
 
     index: ShardIndex
     gapped: Bool[np.ndarray, " N"]
+    dropped: UInt8[np.ndarray, " N"]
     quarantine: list[tuple[str, str, str]]  # key, reason, detail
     made: bool  # the index was made here
 
@@ -86,7 +83,7 @@ class ScanWorker:
         work = Store(f"{job.options.dst}/{WORK}")
         self.sources = Sources.from_bytes(work.read("sources.parquet"), work.path("sources.parquet"))
         self.contents = self.options.contents(self.sources.dataset)
-        self.folder = StageFolder(work.url, "scan")
+        self.folder, self.units = StageFolder(work.url, "scan"), Units(self.sources.size)
         self.stages = predicate.stages(self.options.where) if self.options.where else []
 
     @cached_property
@@ -98,21 +95,34 @@ class ScanWorker:
         return Keys.read(self.options.exclude)
 
     def process(self, unit: str) -> Marker:
-        at = int(unit)
-        found = self._committed(at) if self.sources.dataset else self._foreign(at)
-        dropped = self._filtered(at, found.index)
-        kept = dropped == KEPT
+        first, stop = self.units.of(int(unit))
+        each = {at: self._look(at) for at in range(first, stop)}
+        found = together(list(each.values()), self.units.starts(first, stop))
+        kept, proof = found.dropped == KEPT, self._proof(found.index)
         with self.folder.attempt(unit) as attempt:
-            columns = {"length": found.index.lengths, "dropped": dropped, "gapped": found.gapped}
+            source = np.repeat(np.arange(first, stop), [len(e.index) for e in each.values()])
+            columns = {
+                "source": source,
+                "length": found.index.lengths,
+                "dropped": found.dropped,
+                "gapped": found.gapped,
+            }
             attempt.write(f"{unit}.parquet", sidecar.to_bytes(sidecar.table(ROWS, columns)))
             if found.made:
                 attempt.write(f"{unit}.idx", found.index.to_bytes())
-            if found.quarantine:
-                self._quarantine(attempt, unit, found.quarantine)
+            for at, one in each.items():
+                if one.quarantine:
+                    self._quarantine(attempt, at, one.quarantine)
             if self.options.dedupe:
-                same = identities(found.index, self.options.dedupe, self.sources.place(at))
-                attempt.write(f"{unit}.hash", hash_file(same, self._proof(found.index), np.flatnonzero(kept)))
-            return attempt.commit(lambda outputs: self._marker(unit, found, kept, outputs))
+                by, place = self.options.dedupe, self.sources.place
+                same = [h for at, one in each.items() for h in identities(one.index, by, place(at))]
+                attempt.write(f"{unit}.hash", hash_file(same, proof, np.flatnonzero(kept)))
+            return attempt.commit(lambda outputs: self._marker(unit, found, proof, outputs))
+
+    def _look(self, at: int) -> Found:
+        found = self._committed(at) if self.sources.dataset else self._foreign(at)
+        found.dropped = self._filtered(at, found.index)
+        return found
 
     def _committed(self, at: int) -> Found:
         base = self.sources.base(at)
@@ -122,7 +132,7 @@ class ScanWorker:
             digests = [[member_digest(d) for d in members.values()] for _, members in base.samples()]
             column = pa.array(digests, SCHEMA.field("digests").type)
             index = ShardIndex(index.table.set_column(6, SCHEMA.field("digests"), column))
-        return Found(index, np.zeros(len(index), bool), [], lacking)
+        return Found(index, np.zeros(len(index), bool), none(index), [], lacking)
 
     def _foreign(self, at: int) -> Found:
         scan, samples, hashes = Scan(), [], []  # type: tuple[Scan, list[Sample], list[list[bytes]]]
@@ -130,6 +140,8 @@ class ScanWorker:
             samples.append(sample)
             if self.contents == "hashed":
                 hashes.append([member_digest(data) for data in members.values()])
+        if samples and samples[-1].stop > self.sources.size[at]:
+            self.sources.check_size(at, Store(self.sources.url[at]).size(self.sources.name[at]))
         refused = [(name, reason, "") for name, reason in scan.refused]
         if scan.problem:
             refused.append(("(end of shard)", "damaged_shard", scan.problem))
@@ -138,7 +150,7 @@ class ScanWorker:
             stem = self.sources.name[at].split(".")[0]
             samples = [s._replace(key=f"{stem}/{s.key}") for s in samples]
         index = ShardIndex.of(samples, hashes if self.contents == "hashed" else None)
-        return Found(index, np.array(gapped, bool), refused, True)
+        return Found(index, np.array(gapped, bool), none(index), refused, True)
 
     def _filtered(self, at: int, index: ShardIndex) -> UInt8[np.ndarray, " N"]:
         keep = np.ones(len(index), bool)
@@ -159,36 +171,51 @@ class ScanWorker:
         """A number a sample, whose sum proves conservation: of its content where it is hashed, else of its key."""
         return index.sample_hashes() if self.contents != "unknown" else digest.key_hashes(index.keys)
 
-    def _quarantine(self, attempt: Attempt, unit: str, rows: list[tuple[str, str, str]]) -> None:
-        place = self.sources.place(int(unit))
+    def _quarantine(self, attempt: Attempt, at: int, rows: list[tuple[str, str, str]]) -> None:
+        place = self.sources.place(at)
         columns = {
             "key": [k.encode("utf-8", "backslashreplace").decode() for k, _, _ in rows],
             "reason": [r for _, r, _ in rows],
             "detail": [f"{place}: {d}" if d else place for _, _, d in rows],
             "digest": [f"{0:032x}"] * len(rows),
         }
-        attempt.write(f"quarantine/{unit}.parquet", sidecar.to_bytes(sidecar.table(sidecar.QUARANTINE, columns)))
+        attempt.write(
+            f"quarantine/{unit_name(at)}.parquet", sidecar.to_bytes(sidecar.table(sidecar.QUARANTINE, columns))
+        )
 
-    def _marker(self, unit: str, found: Found, kept: Bool[np.ndarray, " N"], outputs: tuple[Output, ...]) -> Marker:
-        identity = self._proof(found.index)
+    def _marker(self, unit: str, found: Found, proof: list[int], outputs: tuple[Output, ...]) -> Marker:
+        kept, (first, stop) = found.dropped == KEPT, self.units.of(int(unit))
         refused = {"filtered": int((~kept).sum())} if not kept.all() else {}
         for _, reason, _ in found.quarantine:
             refused[reason] = refused.get(reason, 0) + 1
+        digests = self.sources.sha256[first:stop]
         return Marker(
             shard=unit,
             stage="scan",
             fingerprint=self.job.fingerprint,
-            input_digest=self.sources.sha256[int(unit)],
+            input_digest=digests[0] if len(digests) == 1 else digest.fingerprint(digests),
             samples=int(kept.sum()),
             keys_digest="",  # what is kept is known after the duplicates are
             outputs=outputs,
             came_in=len(found.index) + len(found.quarantine),
             refused=refused,
-            came_in_digest=total(identity, np.ones(len(kept), bool)).hex,
-            refused_digest=total(identity, ~kept).hex,
-            content_digest=total(identity, kept).hex,
+            came_in_digest=total(proof, np.ones(len(kept), bool)).hex,
+            refused_digest=total(proof, ~kept).hex,
+            content_digest=total(proof, kept).hex,
             counts={"bytes": int(found.index.lengths[kept].sum()), "rows": len(found.index)},
         )
+
+
+def together(found: list[Found], starts: Int[np.ndarray, " S+1"]) -> Found:
+    """What was found in the sources of a unit. Where one index was made here, all are kept."""
+    gapped, dropped = (np.concatenate([getattr(f, n) for f in found]) for n in ("gapped", "dropped"))
+    quarantine = [row for f in found for row in f.quarantine]
+    return Found(joined([f.index for f in found], starts), gapped, dropped, quarantine, any(f.made for f in found))
+
+
+def none(index: ShardIndex) -> UInt8[np.ndarray, " N"]:
+    """No sample is dropped."""
+    return np.full(len(index), KEPT, np.uint8)
 
 
 def is_gapped(sample: Sample) -> bool:

@@ -19,6 +19,9 @@ from shards.commit import Marker, Output, StageFolder
 from shards.digest import SampleDigest
 from shards.objects import PARALLEL
 from shards.prefetch import in_order
+from shards.reader import read_sidecar
+from shards.reshard.scan import KEPT
+from shards.reshard.units import ROWS, Units
 
 FILTERED = "filtered"
 NAME, TOLD = "scanned.parquet", b"scanned"
@@ -49,12 +52,10 @@ class Scanned:
         return counted(counts)
 
     @classmethod
-    def read(cls, folder: StageFolder, units: Sequence[str]) -> Scanned:
-        kept, size, rows = np.zeros((3, len(units)), np.int64)
-        found = cls(kept, size, rows)
-        for at, marker in enumerate(markers(folder, units)):
-            found.kept[at], found.size[at] = marker.samples, int(marker.counts["bytes"])
-            found.rows[at] = int(marker.counts["rows"])
+    def read(cls, folder: StageFolder, units: Units) -> Scanned:
+        found = cls(*np.zeros((3, len(units.sizes)), np.int64))
+        for (_, first, stop), (marker, sums) in zip(units, _each(folder, units), strict=True):
+            found.kept[first:stop], found.size[first:stop], found.rows[first:stop] = sums
             found.came_in += marker.came_in
             found.sound += SampleDigest.parse(int(marker.counts["rows"]), marker.came_in_digest)
             found.filtered += SampleDigest.parse(marker.refused.get(FILTERED, 0), marker.refused_digest)
@@ -79,6 +80,27 @@ class Scanned:
         kept, size, rows = (table[n].to_numpy() for n in ARRAYS.names)
         files = [Output(**o) for o in told["quarantine"]]
         return cls(kept, size, rows, told["came_in"], sound, filtered, told["refused"], files)
+
+
+def _each(folder: StageFolder, units: Units) -> Iterator[tuple[Marker, Int[np.ndarray, "3 S"]]]:
+    """The marker of each unit, and the samples kept, their bytes and all rows of each of its S sources."""
+
+    def look(name: str, first: int, stop: int) -> tuple[Marker, Int[np.ndarray, "3 S"]]:
+        marker = folder.marker(name)
+        if stop == first + 1:
+            counts = marker.counts
+            return marker, np.array([[marker.samples], [counts["bytes"]], [counts["rows"]]], np.int64)
+        table = read_sidecar(folder, name, ROWS)
+        source, length = table["source"].to_numpy() - first, table["length"].to_numpy()
+        kept = table["dropped"].to_numpy() == KEPT
+        sums = np.zeros((3, stop - first), np.int64)
+        np.add.at(sums[0], source[kept], 1)
+        np.add.at(sums[1], source[kept], length[kept])
+        np.add.at(sums[2], source, 1)
+        return marker, sums
+
+    tasks = (partial(look, *unit) for unit in units)
+    return (task() for task in tasks) if folder.store.local else in_order(tasks, PARALLEL)
 
 
 def markers(folder: StageFolder, units: Sequence[str]) -> Iterator[Marker]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import islice
@@ -15,9 +14,8 @@ from shards import manifest, sidecar
 from shards.commit import StageFolder
 from shards.digest import fingerprint
 from shards.errors import ShardError, VillaError
-from shards.index import ShardIndex
 from shards.reader import BaseShard, read_sidecar
-from shards.store import Store, glob
+from shards.store import WILD, Store, glob
 
 BASE = "base"
 SCHEMA = pa.schema([("url", pa.string()), ("name", pa.string()), ("size", pa.int64()), ("sha256", pa.string())])
@@ -48,6 +46,14 @@ class Sources:
     def place(self, at: int) -> str:
         return f"{self.url[at]}/{self.name[at]}" + (".tar" if self.dataset else "")
 
+    def check_size(self, at: int, found: int) -> None:
+        """Raises: ShardError when a foreign tar has other bytes than it had when it was listed."""
+        if not self.dataset and found != self.size[at]:
+            raise ShardError(
+                f"{self.place(at)} has {found} bytes, {self.size[at]} when it was listed; restore it, or reshard into "
+                "another folder"
+            )
+
     def base(self, at: int) -> BaseShard:
         return BaseShard(StageFolder(self.dataset, BASE), self.name[at])
 
@@ -72,7 +78,7 @@ class Sources:
 
 def resolve(src: str) -> Sources:
     """Raises: VillaError when there is nothing at SRC, or a data set there is not complete."""
-    if "{" in src or any(c in src for c in "*?["):
+    if "{" in src or any(c in src for c in WILD):
         return _foreign(sorted_paths(src), src)
     if _is_file(src):
         return _foreign([src], src)
@@ -146,23 +152,10 @@ def sorted_paths(pattern: str) -> list[str]:
     paths: list[str] = []
     try:
         for part in islice(braceexpand(pattern), MOST_SOURCES):
-            paths += glob(part) if any(c in part for c in "*?[") else [part]
+            paths += glob(part) if any(c in part for c in WILD) else [part]
     except UnbalancedBracesError as error:
         raise VillaError(f"{pattern} has a brace that is not closed") from error
     if len(set(paths)) != len(paths):
         twice = next(path for path, count in Counter(paths).items() if count > 1)
         raise VillaError(f"{pattern} names {twice} twice; its samples would be counted twice")
     return paths
-
-
-def read_index(base: Callable[[], BaseShard], scan: StageFolder, unit: str) -> ShardIndex:
-    """The index of one source: the one the scan made (of a foreign tar, or to have digests), else its own."""
-    made = [o for o in scan.marker(unit).outputs if o.file.endswith(".idx")]
-    if not made:
-        return base().index
-    output = made[0]
-    name = scan.locate(output)
-    data = scan.store.read(name)
-    if not output.is_content(data):
-        raise ShardError(f"{scan.store.path(name)} has changed since it was written; remove {scan.dataset_url}/.work")
-    return ShardIndex.from_bytes(data, scan.store.path(name))

@@ -17,10 +17,11 @@ from shards import sidecar
 from shards.commit import StageFolder
 from shards.errors import ShardError
 from shards.index import ShardIndex
-from shards.reader import BaseShard, read_sidecar
+from shards.reader import BaseShard
 from shards.reshard.options import WORK, ReshardOptions
-from shards.reshard.scan import KEPT, ROWS, unit_name
-from shards.reshard.sources import Sources, read_index
+from shards.reshard.scan import KEPT
+from shards.reshard.sources import Sources
+from shards.reshard.units import Scans, Units
 from shards.store import Store
 
 DUPLICATES = "duplicates.bits"
@@ -42,12 +43,13 @@ class Workplace:
         self.options = options
         self.store = Store(f"{options.dst}/{WORK}")
         self.sources = Sources.from_bytes(self.store.read("sources.parquet"), self.store.path("sources.parquet"))
-        self.scan = StageFolder(self.store.url, "scan")
+        self.scans = Scans(StageFolder(self.store.url, "scan"), Units(self.sources.size))
         self._starts: np.ndarray | None = None
         self._base: tuple[int, BaseShard] | None = None  # the last one, whose index is asked for before its bytes
 
     def index(self, at: int) -> ShardIndex:
-        return read_index(lambda: self._shard(at), self.scan, unit_name(at))
+        made = self.scans.made(at)
+        return self._shard(at).index if made is None else made
 
     def _shard(self, at: int) -> BaseShard:
         if self._base is None or self._base[0] != at:
@@ -55,7 +57,7 @@ class Workplace:
         return self._base[1]
 
     def kept(self, at: int) -> Rows:
-        table = read_sidecar(self.scan, unit_name(at), ROWS)
+        table = self.scans.rows(at)
         kept = table["dropped"].to_numpy() == KEPT
         if self.options.dedupe:
             kept = kept & ~self._duplicates(at, len(kept))
@@ -81,11 +83,7 @@ class Workplace:
         if self.sources.dataset:
             name = self._shard(at).tar
         with mapped(Store(self.sources.url[at]), name) as found:
-            if not self.sources.dataset and len(found.view) != self.sources.size[at]:
-                raise ShardError(
-                    f"{self.sources.place(at)} has {len(found.view)} bytes, {self.sources.size[at]} when it was listed; "
-                    "restore it, or reshard into another folder"
-                )
+            self.sources.check_size(at, len(found.view))
             yield found
 
 

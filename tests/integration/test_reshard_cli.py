@@ -63,7 +63,11 @@ def test_the_result_line_and_what_a_person_reads(source: str, tmp_path: Path) ->
 def test_ray_writes_the_same_bytes(source: str, tmp_path: Path) -> None:
     options = ("--max-count", "9", "--shuffle", "3", "--dedupe", "content")
     one = result_line(villa("shards", "reshard", source, str(tmp_path / "one"), *options, "--workers", "1"))
-    two = result_line(villa("shards", "reshard", source, str(tmp_path / "two"), *options, "--workers", "2"))
+    on_ray = villa("shards", "reshard", source, str(tmp_path / "two"), *options, "--workers", "2")
+    again = villa("shards", "reshard", source, str(tmp_path / "two"), *options, "--workers", "2")
+    two = result_line(on_ray)
+    assert "starting a local Ray" in on_ray.stderr and "starting a local Ray" not in again.stderr
+    assert result_line(again) == two
     assert one["digest"] == two["digest"] and one["samples"] == two["samples"] > 0
     assert contents(tmp_path / "one") == contents(tmp_path / "two")
 

@@ -17,6 +17,9 @@ from pathlib import Path
 from crash_child import Killer, in_child
 from reshard_data import data_set, run, some_samples
 
+from shards.reshard import units
+
+units.UNIT_SOURCES = 3  # several units, one of them of several sources
 OPTIONS = {
     "in order": {"max_count": 9, "where": "pairs >= 1"},
     "shuffled": {"max_count": 9, "shuffle": 1, "dedupe": "content"},
