@@ -9,29 +9,18 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
-import pyarrow as pa
+import pyarrow.compute as pc
 
-from shards import sidecar
-from shards.commit import SUFFIX, Marker, StageFolder
+from shards import marked, sidecar
+from shards.commit import SUFFIX, StageFolder
 from shards.digest import SampleDigest, fingerprint
 from shards.errors import ShardError, StaleStageError
+from shards.marked import row_of as row_of
 
 NAME = "manifest.parquet"
 HEX = re.compile(r"[0-9a-f]{1,32}")
-SCHEMA = pa.schema(
-    [
-        ("shard", pa.string()),
-        ("samples", pa.int64()),
-        ("bytes", pa.int64()),
-        ("sha256", pa.string()),
-        ("keys_digest", pa.string()),
-        ("came_in", pa.int64()),
-        ("refused", pa.int64()),
-        ("fingerprint", pa.string()),
-    ]
-)
+SCHEMA = marked.ROW
 
 
 @dataclass(frozen=True)
@@ -83,29 +72,32 @@ def write(stage: StageFolder, shards: Sequence[str]) -> Manifest:
 
     Raises: StaleStageError when a marker is not of the config that the folder is bound to.
     """
-    bound, strangers = stage.bound_to(), []
-    columns: dict[str, list[Any]] = {name: [] for name in SCHEMA.names}  # a marker is dropped when it was read
-    for shard in sorted(shards):
-        marker = stage.marker(shard)
-        if bound and marker.fingerprint != bound:
-            strangers.append(shard)
-        for name, value in row_of(marker).items():
-            columns[name].append(value)
+    bound, found = stage.bound_to(), marked.rows(stage, shards, strict=True)
+    strangers = found.filter(pc.not_equal(found["fingerprint"], bound))["shard"].to_pylist() if bound else []
     if strangers:
         raise StaleStageError(
             f"{stage.store.path()} holds {len(strangers)} shards committed under another config, such as {strangers[0]} (a "
             "worker of an earlier run came back late); repeat with --force to redo the stage"
         )
-    stage.store.put(NAME, sidecar.to_bytes(sidecar.table(SCHEMA, columns)))
+    stage.store.put(NAME, sidecar.to_bytes(found.select(SCHEMA.names)))
+    marked.forget(stage)
     return read(stage)
 
 
-def sound(stage: StageFolder, sizes: Mapping[str, int], bound: str) -> set[str]:
-    """Shards of the manifest whose marker and files are there, as large as it says, and of the config `bound`: what can be
-    known of a million shards without reading their markers. None where there is no manifest, or a damaged one.
+def sound(stage: StageFolder, sizes: Mapping[str, int], bound: str, shards: Collection[str] = ()) -> set[str]:
+    """Shards whose marker and files are there, as large as they were said to be, and of the config `bound`: what can be
+    known of a million shards without reading their markers one by one, from the manifest, or of many `shards` that are in
+    none by `shards.marked`. A shard that is not among them is to be looked at by itself.
 
     sizes: of the folder's files, as listed just now.
     """
+    found = _sound(stage, sizes, bound)
+    left = [s for s in shards if s not in found]
+    return found | marked.as_committed(marked.rows(stage, left), sizes, bound) if len(left) >= marked.WORTH else found
+
+
+def _sound(stage: StageFolder, sizes: Mapping[str, int], bound: str) -> set[str]:
+    """By the manifest. None where there is no manifest, or a damaged one."""
     try:
         data = stage.store.find(NAME)
         table = None if data is None else sidecar.from_bytes(data, stage.store.path(NAME), SCHEMA)
@@ -123,26 +115,6 @@ def sound(stage: StageFolder, sizes: Mapping[str, int], bound: str) -> set[str]:
     return {
         s for s, size, made in rows if made == bound and total.get(s) == size and all(s + b in sizes for b in beside)
     }
-
-
-def row_of(marker: Marker) -> dict[str, Any]:
-    """What the manifest says of one committed shard."""
-    size, digest = _main(marker)
-    return {
-        "shard": marker.shard,
-        "samples": marker.samples,
-        "bytes": size,
-        "sha256": digest,
-        "keys_digest": marker.keys_digest,
-        "came_in": marker.came_in,
-        "refused": sum(marker.refused.values()),
-        "fingerprint": marker.fingerprint,
-    }
-
-
-def _main(marker: Marker) -> tuple[int, str]:
-    main = [o for o in marker.outputs if "/" not in o.file and not o.file.endswith(".idx")]
-    return sum(o.bytes for o in main), "+".join(o.sha256 for o in main)
 
 
 def exists(stage: StageFolder) -> bool:

