@@ -185,7 +185,8 @@ class Store:
         """The whole content, held once. Raises: ShardError when there is no such file."""
         try:
             if self.local:
-                return _read_whole(self.path(name))
+                with io.FileIO(self.path(name)) as file:  # less than half of what Path.read_bytes costs for a small one
+                    return file.readall()
             sink = io.BytesIO()
             for block in self.blocks(name):
                 sink.write(block)
@@ -401,22 +402,6 @@ def _create_whole(temporary: Path, final: Path, data: bytes) -> None:
             f.write(data)
             f.flush()
             os.fsync(f.fileno())
-
-
-def _read_whole(path: str) -> bytes:
-    """A third of what Path.read_bytes costs for a small file. Raises: FileNotFoundError, IsADirectoryError."""
-    handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        size = os.fstat(handle).st_size
-        data = os.read(handle, size + 1)
-        if len(data) == size:  # the rule
-            return data
-        parts = [data]  # a file over 2 GB, or one that grows
-        while part := os.read(handle, BLOCK):
-            parts.append(part)
-        return b"".join(parts)
-    finally:
-        os.close(handle)
 
 
 def owner() -> str:

@@ -14,6 +14,11 @@ from shards.retry import GaveUp
 from shards.store import Store
 
 
+@pytest.fixture
+def remote(s3: S3) -> Store:
+    return Store(s3.url("run"))
+
+
 def test_a_bucket_that_is_not_there_is_named(s3: S3) -> None:
     store = Store("s3://no-such-bucket/run")
     for action in (lambda: store.read("a"), store.list, store.exists, lambda: store.put("a", b"")):
