@@ -86,25 +86,19 @@ def write(stage: StageFolder, shards: Sequence[str]) -> Manifest:
 
 def sound(stage: StageFolder, sizes: Mapping[str, int], bound: str, shards: Collection[str] = ()) -> set[str]:
     """Shards whose marker and files are there, as large as they were said to be, and of the config `bound`: what can be
-    known of a million shards without reading their markers one by one, from the manifest, or of many `shards` that are in
-    none by `shards.marked`. A shard that is not among them is to be looked at by itself.
+    known of a million shards without reading their markers one by one, from the manifest, or of many `shards` where there
+    is none by `shards.marked`. A shard that is not among them is to be looked at by itself.
 
     sizes: of the folder's files, as listed just now.
     """
-    found = _sound(stage, sizes, bound)
-    left = [s for s in shards if s not in found]
-    return found | marked.as_committed(marked.rows(stage, left), sizes, bound) if len(left) >= marked.WORTH else found
-
-
-def _sound(stage: StageFolder, sizes: Mapping[str, int], bound: str) -> set[str]:
-    """By the manifest. None where there is no manifest, or a damaged one."""
     try:
         data = stage.store.find(NAME)
         table = None if data is None else sidecar.from_bytes(data, stage.store.path(NAME), SCHEMA)
     except ShardError:
-        return set()
+        table = None
     if table is None:
-        return set()
+        many = len(shards) >= marked.WORTH
+        return marked.as_committed(marked.rows(stage, sorted(shards)), sizes, bound) if many else set()
     total: dict[str, int] = {}
     for file, size in sizes.items():
         shard, _, suffix = file.partition(".")
