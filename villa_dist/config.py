@@ -292,15 +292,48 @@ class FitConfig(OptimConfig):
 
 
 class MappingConfig(Section):
-    encoder: Literal["frozen", "end_to_end"] = "end_to_end"
+    """docs/mapping.md says what each choice is worth."""
+
+    encoder: Literal["frozen", "adapter", "end_to_end"] = (
+        "end_to_end"  # adapter: frozen features, and a light MLP on them
+    )
     head: Literal["shared", "per_attribute"] = "shared"
+    residual: bool = False  # of the shared head: a vector of each attribute's own beside what its text gives
     hidden: Width = 256
     loss: Literal["contrastive", "noisy_or", "negative_unlabelled", "both"] = "both"
     contrast: Literal["images", "both"] = "images"  # the paper contrasts over images
     pooling: Literal["max", "logsumexp"] = "max"
     temperature: PositiveFloat = 0.07
     reference_denominator: bool = False
+    # groups of attributes that exclude one another in a region, which has one of them or none
+    exclusive: list[str] = []
+    # groups of attributes that an image keeps when it is turned and mirrored, and when its colour channels are exchanged. A
+    # group is learnt only from images changed in all the ways it keeps, each image being changed for some of the groups
+    turned: list[str] = []
+    recoloured: list[str] = []
+    # absence: half of each batch is drawn by the common attributes its images lack, which are what teaches those attributes
+    draws: Literal["uniform", "absence"] = "uniform"
     fit: FitConfig = FitConfig()
+
+    @model_validator(mode="after")
+    def _options_belong_together(self) -> MappingConfig:
+        if self.residual and self.head != "shared":
+            raise ValueError("residual belongs to head: shared; per_attribute has parameters of each attribute already")
+        for name in ("exclusive", "turned", "recoloured"):
+            if getattr(self, name) and self.loss == "contrastive":
+                raise ValueError(f"{name} belongs to losses of probabilities (noisy_or, negative_unlabelled, both)")
+        if self.draws != "uniform" and self.loss in ("contrastive", "noisy_or"):
+            raise ValueError(f"draws: {self.draws} belongs to loss: negative_unlabelled or both")
+        if (self.turned or self.recoloured) and self.frozen:
+            raise ValueError(
+                "turned and recoloured need encoder: end_to_end; frozen features are of images as they were"
+            )
+        return self
+
+    @property
+    def frozen(self) -> bool:
+        """Whether region features come from the one-to-one VLM as it is."""
+        return self.encoder != "end_to_end"
 
     @model_validator(mode="after")
     def _reference_needs_contrast(self) -> MappingConfig:

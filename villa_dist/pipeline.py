@@ -149,7 +149,7 @@ class Pipeline:
 
     def _frozen(self) -> str:
         """The folder of the VLM whose features the mapping takes; empty where it has a tower of its own."""
-        return model_folder(self.config, "one_to_one") if self.config.mapping.encoder == "frozen" else ""
+        return model_folder(self.config, "one_to_one") if self.config.mapping.frozen else ""
 
     def _measure(self, split: str) -> dict[str, Any]:
         measured: dict[str, Any] = {}

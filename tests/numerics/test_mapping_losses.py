@@ -10,6 +10,7 @@ import torch
 
 from villa_dist.config import MappingConfig
 from villa_dist.losses import image_attribute_logits, mapping_contrast
+from villa_dist.mapping.evidence import ALONE, Evidence, chances
 from villa_dist.mapping.losses import contrast_over_attributes, mapping_loss, negative_unlabelled, noisy_or
 from villa_dist.mapping.rates import positive_share, rates
 
@@ -114,7 +115,8 @@ def test_an_image_without_regions_does_not_spoil_the_batch(name: str, pooling: s
     cosine = torch.rand(9, ATTRIBUTES, requires_grad=True)
     said = mentions()
     assert said[1].any()
-    loss = mapping_loss(config, cosine, 10 * cosine - 2, image_of, said, torch.full((ATTRIBUTES,), 0.3))
+    evidence = Evidence(image_of, said, torch.full((ATTRIBUTES,), 0.3))
+    loss = mapping_loss(config, cosine, chances(10 * cosine - 2), evidence)
     assert torch.isfinite(loss)
     loss.backward()
     assert cosine.grad is not None
@@ -122,34 +124,63 @@ def test_an_image_without_regions_does_not_spoil_the_batch(name: str, pooling: s
     assert cosine.grad.any()
 
 
-def test_noisy_or_equals_loops() -> None:
-    said, image_of = mentions(), regions([2, 1, 3, 1, 1, 2])
+HALF = torch.full((ATTRIBUTES,), 0.5, dtype=torch.float64)
+
+
+@pytest.mark.parametrize("restricted", [False, True], ids=["all", "some used, some drawn"])
+def test_noisy_or_equals_loops(restricted: bool) -> None:
+    """Image 1 has no region, so it teaches nothing; drawn images neither."""
+    said, image_of = mentions(), regions([2, 0, 4, 1, 1, 2])
     logit = 2 * torch.randn(10, ATTRIBUTES, dtype=torch.float64)
-    total = 0.0
-    for i in range(IMAGES):
-        for a in range(ATTRIBUTES):
+    used = torch.rand(IMAGES, ATTRIBUTES) < 0.7 if restricted else torch.ones(IMAGES, ATTRIBUTES, dtype=torch.bool)
+    drawn = torch.tensor([False, False, False, True, False, False]) & restricted
+    means = []
+    for a in range(ATTRIBUTES):
+        terms = []
+        for i in range(IMAGES):
+            if i == 1 or drawn[i] or not used[i, a]:
+                continue
             none = 1.0
             for r in range(10):
                 if image_of[r] == i:
                     none *= 1 - 1 / (1 + math.exp(-float(logit[r, a])))
-            total -= math.log(1 - none) if said[i, a] else math.log(none)
-    assert noisy_or(logit, image_of, said).item() == pytest.approx(total / said.numel(), rel=1e-9)
+            terms.append(-math.log(1 - none) if said[i, a] else -math.log(none))
+        means += [sum(terms) / len(terms)] if terms else []
+    evidence = Evidence(image_of, said, HALF, used, drawn) if restricted else Evidence(image_of, said, HALF)
+    assert noisy_or(chances(logit), evidence).item() == pytest.approx(sum(means) / len(means), rel=1e-9)
 
 
+def test_exclusive_attributes_share_a_softmax_with_none_of_them() -> None:
+    logit = 3 * torch.randn(4, ATTRIBUTES, dtype=torch.float64)
+    found = chances(logit, torch.tensor([1, ALONE, 0, 1, 0]))
+    for r in range(4):
+        for group in ([0, 3], [2, 4], [1]):
+            total = 1.0 + sum(math.exp(float(logit[r, a])) for a in group)
+            for a in group:
+                p = math.exp(float(logit[r, a])) / total
+                assert found.has[r, a].item() == pytest.approx(math.log(p), rel=1e-9)
+                assert found.lacks[r, a].item() == pytest.approx(math.log(1 - p), rel=1e-6, abs=2e-6)
+    alone = chances(logit, torch.full((ATTRIBUTES,), ALONE))
+    assert torch.equal(alone.has, chances(logit).has)
+
+
+@pytest.mark.parametrize("group", [None, torch.tensor([0, 0, 1, 1, 1])], ids=["alone", "exclusive"])
 @pytest.mark.parametrize("size", [1.0, 30.0, 1000.0])
-def test_noisy_or_stays_finite(size: float) -> None:
+def test_noisy_or_stays_finite(size: float, group: torch.Tensor | None) -> None:
     logit = (size * torch.randn(10, ATTRIBUTES)).requires_grad_()
-    loss = noisy_or(logit, regions([2, 1, 3, 1, 1, 2]), mentions())
+    loss = noisy_or(chances(logit, group), Evidence(regions([2, 1, 3, 1, 1, 2]), mentions(), HALF))
     assert torch.isfinite(loss)
     assert torch.isfinite(torch.autograd.grad(loss, logit)[0]).all()
 
 
-def risk_by_loops(logit: np.ndarray, image_of: list[int], said: np.ndarray, share: list[float]) -> float:
+def risk_by_loops(
+    logit: np.ndarray, image_of: list[int], said: np.ndarray, share: list[float], used: np.ndarray
+) -> float:
     """Non-negative risk with the classes exchanged: R = (1-p) R_n^-(g) + max(0, R_u^+(g) - (1-p) R_n^+(g))."""
     risks = []
     for a in range(logit.shape[1]):
-        unlabelled = [float(logit[r, a]) for r in range(len(logit)) if said[image_of[r], a]]
-        negative = [float(logit[r, a]) for r in range(len(logit)) if not said[image_of[r], a]]
+        unlabelled = [float(logit[r, a]) for r in range(len(logit)) if used[image_of[r], a] and said[image_of[r], a]]
+        negative = [float(logit[r, a]) for r in range(len(logit)) if used[image_of[r], a] and not said[image_of[r], a]]
         if not unlabelled or not negative:
             continue
         as_positive = [math.log1p(math.exp(-x)) for x in unlabelled]
@@ -160,13 +191,17 @@ def risk_by_loops(logit: np.ndarray, image_of: list[int], said: np.ndarray, shar
     return sum(risks) / len(risks)
 
 
+@pytest.mark.parametrize("used_share", [1.0, 0.7])
 @pytest.mark.parametrize("share", [0.05, 0.4, 0.95])
-def test_negative_unlabelled_equals_loops(share: float) -> None:
+def test_negative_unlabelled_equals_loops(share: float, used_share: float) -> None:
+    used = torch.rand(IMAGES, ATTRIBUTES) < used_share
+    used[0] = True
     said, image_of = mentions(), regions([2, 1, 3, 1, 1, 2])
     logit = 2 * torch.randn(10, ATTRIBUTES, dtype=torch.float64)
     share_A = torch.linspace(share / 2, share, ATTRIBUTES, dtype=torch.float64)
-    expected = risk_by_loops(logit.numpy(), image_of.tolist(), said.numpy(), share_A.tolist())
-    assert negative_unlabelled(logit, image_of, said, share_A).item() == pytest.approx(expected, rel=1e-12)
+    expected = risk_by_loops(logit.numpy(), image_of.tolist(), said.numpy(), share_A.tolist(), used.numpy())
+    evidence = Evidence(image_of, said, share_A, None if used_share == 1 else used)
+    assert negative_unlabelled(chances(logit), evidence).item() == pytest.approx(expected, rel=1e-12)
 
 
 def test_rates_recover_what_simulated_data_were_made_with() -> None:

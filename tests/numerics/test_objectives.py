@@ -13,6 +13,7 @@ from torch import nn
 from villa_dist.config import ImageTowerConfig, MappingConfig, ModelConfig, TextTowerConfig
 from villa_dist.data.loader import PairBatch
 from villa_dist.distributed import world_size
+from villa_dist.mapping.evidence import ALONE
 from villa_dist.mapping.model import MappingModel
 from villa_dist.train.objective import MappingObjective, RegionObjective, WholeObjective
 from villa_dist.vlm.model import RegionVLM
@@ -48,6 +49,8 @@ def batch(first: int, stop: int, counts: list[int], *, mentions: bool) -> PairBa
         attribute=torch.from_numpy(attribute),
         feature=None,
         images=stop - first,
+        changes=torch.tensor([0, 1, 1, 0])[first:stop],
+        drawn=torch.tensor([False, True, False, False])[first:stop],
     )
 
 
@@ -56,10 +59,14 @@ def objective(name: str) -> nn.Module:
     if name in ("whole", "region"):
         vlm = RegionVLM(MODEL)
         return WholeObjective(vlm) if name == "whole" else RegionObjective(vlm, PROMPTS)
-    config = MappingConfig.model_validate({"loss": name, "hidden": 16})
+    exclusive = name == "both, exclusive"
+    options = {"exclusive": ["a", "b"], "recoloured": ["a"]} if exclusive else {}
+    config = MappingConfig.model_validate({"loss": name.split(",")[0], "hidden": 16, **options})
     attribute = nn.functional.normalize(torch.randn(VOCABULARY, 12), dim=-1)
-    model = MappingModel(config, TOWER, attribute, torch.full((VOCABULARY,), 0.2), 0)
-    return MappingObjective(model, torch.full((VOCABULARY,), 0.4))
+    group = torch.tensor([0, 1, 0, ALONE, 1, 0])
+    model = MappingModel(config, TOWER, attribute, torch.full((VOCABULARY,), 0.2), 0, group=group)
+    change = torch.tensor([0, 1, 0, 1, 1, 0]) if exclusive else None
+    return MappingObjective(model, torch.full((VOCABULARY,), 0.4), change)
 
 
 def step(rank: int, world: int, name: str, counts: list[int]) -> tuple[float, dict[str, np.ndarray]]:
@@ -101,6 +108,6 @@ def test_fitting_a_mapping_by_noisy_or(ranks: RankPool, world: int, counts: list
     check(ranks, "noisy_or", world, counts)
 
 
-@pytest.mark.parametrize("name", ["contrastive", "negative_unlabelled", "both"])
+@pytest.mark.parametrize("name", ["contrastive", "negative_unlabelled", "both", "both, exclusive"])
 def test_fitting_a_mapping_by_other_losses(ranks: RankPool, name: str) -> None:
     check(ranks, name, 2, UNEVEN)

@@ -18,9 +18,11 @@ from torch import Tensor
 
 from shards.order import GlobalOrder
 from villa_dist.data.samples import Row, Samples
-from villa_dist.data.transforms import shift, stack
+from villa_dist.data.transforms import TURNS, shift, stack, turned
 
 AHEAD = 3
+DRAW, CHANGE = 1, 2  # what a random number is for
+DRAWN = 1 << 40  # beyond any epoch
 
 
 @dataclass(frozen=True)
@@ -40,6 +42,8 @@ class PairBatch:
     feature: Tensor | None  # R D, frozen region features
     images: int
     sizes: Tensor | None = None  # N 2: height and width of each image in the padded pixels; None: all fill them
+    changes: Tensor | None = None  # N: which of `Recipe.changes` was made to the image
+    drawn: Tensor | None = None  # N bool: drawn by `Draws` instead of in the global order
 
     def to(self, device: torch.device) -> PairBatch:
         if device.type == "cpu":
@@ -71,6 +75,40 @@ def collate(rows: list[Row], mentions: bool) -> PairBatch:
     )
 
 
+@dataclass(frozen=True)
+class Draws:
+    """Samples that take every second place of the global batch, each drawn by its weight: (shard, row) and the running sum
+    of the weights, which ends with 1."""
+
+    place: np.ndarray  # K x 2
+    until: np.ndarray  # K
+
+    def at(self, seed: int, position: int) -> tuple[int, int] | None:
+        """What stands at a position of the endless sample stream; None: what the global order says."""
+        if position % 2 == 0:
+            return None
+        where = np.searchsorted(self.until, np.random.default_rng([seed, DRAW, position]).random(), side="right")
+        shard, row = self.place[min(int(where), len(self.place) - 1)].tolist()
+        return shard, row
+
+
+@dataclass(frozen=True)
+class Changes:
+    """What is done to an image: turned and mirrored, its colour channels exchanged."""
+
+    turn: bool = False
+    recolour: bool = False
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a job's images are changed and chosen, a pure function of seed and place."""
+
+    shift_pixels: int = 0
+    changes: tuple[Changes, ...] = (Changes(),)  # each image has one of them, equally often
+    draws: Draws | None = None
+
+
 class Batches:
     """Batches of one rank from `start` to `stop`. `waited` is the seconds the consumer spent waiting."""
 
@@ -83,13 +121,13 @@ class Batches:
         batch_images: int,
         rank: int,
         world: int,
-        shift_pixels: int,
+        recipe: Recipe,
         start: int,
         stop: int,
     ) -> None:
         if batch_images % world:
             raise ValueError(f"a global batch of {batch_images} images is not divisible by {world} ranks")
-        self.samples, self.seed, self.shift_pixels = samples, seed, shift_pixels
+        self.samples, self.seed, self.recipe = samples, seed, recipe
         self.order = GlobalOrder(samples.manifest.samples, seed, window)
         self.batch_images, self.part, self.rank = batch_images, batch_images // world, rank
         self.start, self.stop = start, stop
@@ -97,14 +135,35 @@ class Batches:
 
     def batch(self, step: int) -> PairBatch:
         first = step * self.batch_images + self.rank * self.part
-        rows = []
-        for epoch, shard, row in self.order.locate(first, first + self.part).tolist():
-            found = self.samples.row(shard, row)
-            if found.pixels is not None:
-                moved = shift(found.pixels, self.shift_pixels, (self.seed, epoch, shard, row))
-                found = Row(moved, found.text, found.boxes, found.region, found.attribute, found.embedding)
+        rows, changes, drawn = [], [], []
+        for position, (epoch, shard, row) in enumerate(self.order.locate(first, first + self.part).tolist(), first):
+            chosen = self.recipe.draws.at(self.seed, position) if self.recipe.draws else None
+            if chosen:
+                shard, row = chosen
+                epoch = position + DRAWN  # the same image is drawn several times an epoch, each time changed otherwise
+            found, change = self._changed(self.samples.row(shard, row), (self.seed, epoch, shard, row))
             rows.append(found)
-        return collate(rows, mentions=self.samples.stage == "regions")
+            changes.append(change)
+            drawn.append(chosen is not None)
+        made = collate(rows, mentions=self.samples.stage == "regions")
+        return replace(
+            made,
+            changes=torch.tensor(changes) if len(self.recipe.changes) > 1 else None,
+            drawn=torch.tensor(drawn) if self.recipe.draws else None,
+        )
+
+    def _changed(self, row: Row, identity: tuple[int, int, int, int]) -> tuple[Row, int]:
+        """The row as `identity` has it changed, and which of the recipe's changes that was."""
+        if row.pixels is None:
+            return row, 0
+        pixels, boxes = shift(row.pixels, self.recipe.shift_pixels, identity), row.boxes
+        random = np.random.default_rng([*identity, CHANGE])
+        which = int(random.integers(len(self.recipe.changes)))
+        if self.recipe.changes[which].recolour:
+            pixels = pixels[..., random.permutation(3)]
+        if self.recipe.changes[which].turn:
+            pixels, boxes = turned(pixels, boxes, int(random.integers(TURNS)))
+        return replace(row, pixels=pixels, boxes=boxes), which
 
     def __iter__(self) -> Iterator[tuple[int, PairBatch]]:
         ready: queue.Queue[tuple[int, PairBatch] | BaseException | None] = queue.Queue(AHEAD)

@@ -190,7 +190,7 @@ def loads(config: Config, source: Source) -> dict[str, Load]:
     every = Load(sum(source.images.values()), sum(map(len, shards.values())))
     train = Load(source.images["train"], len(shards["train"]))
     part = {split: _share(config, names) for split, names in shards.items()}
-    frozen = config.mapping.encoder == "frozen"
+    frozen = config.mapping.frozen
     kept = round(sum(source.images[split] * part[split] for split in shards)) if frozen else 0
     regions = Load(every.images, every.shards, kept)
     if config.pairs.fused:

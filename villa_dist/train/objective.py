@@ -17,11 +17,11 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from villa_dist.attributes.extract import sentences
-from villa_dist.config import MappingConfig
 from villa_dist.data.loader import PairBatch
 from villa_dist.distributed import rank, world_size
 from villa_dist.encoders.text import TokenBatch
 from villa_dist.losses import Pairs, gather_texts, multi_positive
+from villa_dist.mapping.evidence import Evidence
 from villa_dist.mapping.losses import mapping_loss
 from villa_dist.mapping.model import MappingModel
 from villa_dist.vlm.model import RegionVLM
@@ -78,14 +78,19 @@ class RegionObjective(nn.Module):
 
 
 class MappingObjective(nn.Module):
-    """Fits a mapping model. `share`: V, see `mapping.rates.positive_share`."""
+    """Fits a mapping model. share: V, see `mapping.rates.positive_share`. change: V, by which of the recipe's changes an
+    image must be changed to teach an attribute; None: all images teach all."""
 
     share: Tensor
+    change: Tensor | None
 
-    def __init__(self, model: MappingModel, share: Float[Tensor, " V"]) -> None:
+    def __init__(
+        self, model: MappingModel, share: Float[Tensor, " V"], change: Int[Tensor, " V"] | None = None
+    ) -> None:
         super().__init__()
         self.model = model
         self.register_buffer("share", share)
+        self.register_buffer("change", change)
 
     def forward(self, batch: PairBatch) -> Float[Tensor, ""]:
         ids = distinct_over_ranks(batch.attribute)
@@ -96,10 +101,12 @@ class MappingObjective(nn.Module):
         else:
             assert batch.pixels is not None
             feature_RE = self.model.features(batch.pixels, batch.boxes, batch.image_of, batch.sizes)
+        used_NA = None
+        if self.change is not None and batch.changes is not None:
+            used_NA = self.change[ids][None] == batch.changes[:, None]
+        evidence = Evidence(batch.image_of, mentioned_NA, self.share[ids], used_NA, batch.drawn)
         cosine_RA = self.model.cosine(feature_RE, ids)
-        logit_RA = self.model.logits(cosine_RA, ids)
-        config: MappingConfig = self.model.config
-        return mapping_loss(config, cosine_RA, logit_RA, batch.image_of, mentioned_NA, self.share[ids])
+        return mapping_loss(self.model.config, cosine_RA, self.model.chances(cosine_RA, ids), evidence)
 
 
 def join_prompts(groups: Sequence[TokenBatch]) -> tuple[TokenBatch, Int[Tensor, " S"]]:
