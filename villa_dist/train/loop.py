@@ -87,7 +87,7 @@ def train_steps(
         stop=steps,
     )
     engine.module.train()
-    clock, regions = time.perf_counter(), 0
+    clock, cpu, regions = time.perf_counter(), time.process_time(), 0
     for step, batch in batches:
         rate = warmup_cosine(step, steps, config.warmup_steps, config.learning_rate)
         loss = engine(batch.to(engine.device))
@@ -108,6 +108,7 @@ def train_steps(
                 images_per_second=round(images / seconds, 2),
                 regions_per_second=round(regions * world_size() / seconds, 2),
                 data_wait=round(batches.waited / seconds, 4),
+                cpu_seconds=round(time.process_time() - cpu, 2),
             )
         if (step + 1) % config.checkpoint_steps == 0 or step + 1 == steps:
             state = TrainState(step + 1, seed, config.batch_images, data, fingerprint)
