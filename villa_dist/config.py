@@ -343,10 +343,11 @@ class MappingConfig(Section):
 
 
 class PairsConfig(Section):
-    """relative: every region within `epsilon` of the image's best (the paper). absolute: score >= `threshold`, and
-    always the image's best."""
+    """relative: every region within `epsilon` of the image's best (the paper). absolute: score >= `threshold`. calibrated:
+    score >= a threshold of each attribute's own, found without labels. transport: absolute, of scores moved so that each
+    attribute has a region and no region two attributes of a group. All but the first: and always the image's best."""
 
-    assign: Literal["relative", "absolute"] = "absolute"
+    assign: Literal["relative", "absolute", "calibrated", "transport"] = "absolute"
     epsilon: Annotated[float, Field(ge=0)] = 0.2
     threshold: float = 0.5
     fused: bool = False  # propose, embed and map in one pass, without region sidecars of every shard
@@ -386,6 +387,8 @@ class Config(Section):
     def _splits_are_given(self) -> Config:
         if self.data.source == "shards" and not self.data.train:
             raise ValueError("data.source: shards needs data.train, a folder of .tar shards")
+        if self.pairs.assign == "transport" and self.mapping.loss == "contrastive":
+            raise ValueError("pairs.assign: transport moves probabilities, and mapping.loss=contrastive gives cosines")
         if self.pretrain.steps == 0 and not self.model.published:
             raise ValueError(
                 "pretrain.steps=0 takes the one-to-one VLM from a checkpoint; name it in model.weights, or train for "

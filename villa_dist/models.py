@@ -148,18 +148,24 @@ def load_mapping(folder: str, device: torch.device | str = "cpu") -> MappingMode
     """A finished mapping model in eval mode."""
     saved = load(folder)
     with _of_this_version(folder):
-        attribute = saved.weights["attribute"]
-        model = MappingModel(
-            MappingConfig.model_validate(saved.description["mapping"]),
-            ImageTowerConfig.model_validate(saved.description["tower"]),
-            attribute,
-            torch.full((attribute.shape[0],), 0.5),
-            int(saved.description["features"]),
-            _published(saved.description, None),
-            saved.description["attention"],
-        )
-        model.load_state_dict(saved.weights)
-    return model.to(device).eval().requires_grad_(False)
+        model = build_mapping(saved.description, saved.weights)
+    return model.to(device)
+
+
+def build_mapping(description: dict[str, Any], weights: Mapping[str, Tensor]) -> MappingModel:
+    """A mapping model of `mapping_description` with these weights, in eval mode."""
+    attribute = weights["attribute"]
+    model = MappingModel(
+        MappingConfig.model_validate(description["mapping"]),
+        ImageTowerConfig.model_validate(description["tower"]),
+        attribute,
+        torch.full((attribute.shape[0],), 0.5),
+        int(description["features"]),
+        _published(description, None),
+        description["attention"],
+    )
+    model.load_state_dict(weights)
+    return model.eval().requires_grad_(False)
 
 
 def write(folder: str, model: RegionVLM, fingerprint: str) -> None:

@@ -182,14 +182,21 @@ class MappingModel(nn.Module):
         scale, prior = float(self.log_scale.exp()), self.prior.cpu().numpy()
         logits = [c * np.float32(scale) + prior[ids] for c, ids in zip(images, mentions, strict=True)]
         if self.config.exclusive:
-            return exclusive_chances(logits, [self._groups[ids] for ids in mentions])
+            return exclusive_chances(logits, [self.groups[ids] for ids in mentions])
         flat = torch.sigmoid(torch.from_numpy(np.concatenate([x.ravel() for x in logits]))).numpy()
         return _split(flat, logits)
 
     @cached_property
-    def _groups(self) -> Int[np.ndarray, " V"]:
+    def groups(self) -> Int[np.ndarray, " V"]:
+        """`group` of a finished model."""
         groups: np.ndarray = self.group.cpu().numpy()
         return groups
+
+    @cached_property
+    def thresholds(self) -> Float[np.ndarray, " V"]:
+        """`threshold` of a finished model."""
+        thresholds: np.ndarray = self.threshold.cpu().numpy()
+        return thresholds
 
     def _cosines(
         self, feature: Float[Tensor, "R E"], regions: Sequence[int], mentions: Sequence[Int[np.ndarray, " a"]]

@@ -26,6 +26,7 @@ from villa_dist.data.samples import Samples
 from villa_dist.mapping.model import MappingModel
 from villa_dist.mapping.rates import positive_share, rates
 from villa_dist.train import lessons
+from villa_dist.train.calibration import calibrated
 from villa_dist.train.loop import JobParts, run_job
 from villa_dist.train.objective import MappingObjective, RegionObjective, WholeObjective, join_prompts
 from villa_dist.vlm.model import RegionVLM
@@ -124,7 +125,13 @@ def mapping(config: Config) -> JobParts:
         absence_draws(config, samples, mentions, int(images_with.sum())) if config.mapping.draws == "absence" else None
     )
     objective = MappingObjective(model, share, change_of if len(changes) > 1 else None)
-    return JobParts(objective, samples, _model_of, description, recipe=Recipe(changes=changes, draws=draws))
+
+    def complete(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        fitted = models.build_mapping(description, weights)
+        return {**weights, "threshold": calibrated(fitted, samples, share, config.mapping.fit, config.seed)}
+
+    recipe = Recipe(changes=changes, draws=draws)
+    return JobParts(objective, samples, _model_of, description, recipe=recipe, complete=complete)
 
 
 def attribute_embeddings(vlm: RegionVLM, words: vocabulary.Vocabulary) -> torch.Tensor:
