@@ -69,6 +69,10 @@ class DocMNISTConfig(Section):
     budget: BudgetConfig = BudgetConfig()
     images: ImagesConfig = ImagesConfig()
     shard_images: Positive = 256
+    text_noise: Fraction = (
+        0.0  # chance that a text leaves out an attribute it should mention, or mentions one it should not
+    )
+    coupling: Fraction = 0.0  # chance that a digit takes the colour that goes with it, instead of any
 
 
 class PhraseConfig(Section):
