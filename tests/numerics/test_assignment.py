@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from villa_dist.config import PairsConfig
 from villa_dist.mapping.assign import assign, transport
 from villa_dist.mapping.evidence import ALONE
-from villa_dist.mapping.quality import entropy_bits, of_counts, outlying, presence
+from villa_dist.mapping.quality import entropy_bits, of_counts, outlying, presence, shortcomings
 from villa_dist.train.calibration import BINS, FEW, Histogram
 
 
@@ -100,7 +100,8 @@ def test_presence_counts_pairs_of_images_in_the_right_order(levels: int) -> None
     random = np.random.default_rng(levels)
     best = random.integers(0, levels, (12, 5)) / levels
     said = random.random((12, 5)) < np.array([0.5, 0.2, 0.9, 0.0, 1.0])
-    assert presence(best, said) == presence_by_loops(best, said)
+    won, of = presence(best, said)
+    assert (won.sum(), of.sum()) == presence_by_loops(best, said)
 
 
 def test_entropy_is_that_of_coins() -> None:
@@ -114,6 +115,15 @@ def test_quality_adds_up_over_shards_and_leaves_out_what_was_not_counted() -> No
     both = {k: one.get(k, 0) + two.get(k, 0) for k in one}
     assert of_counts(both) == {"presence": 0.7, "empty": 0.5}
     assert of_counts({"pairs": 3}) == {}
+
+
+def test_a_mapping_that_finds_little_is_said_to() -> None:
+    counts = {"presence_won": 90.0, "presence_of": 100.0, "presence_won:shape": 6.0, "presence_of:shape": 10.0}
+    quality = of_counts(counts)
+    assert quality == {"presence": 0.9, "presence:shape": 0.6}
+    (line,) = shortcomings(quality)
+    assert "of 'shape'" in line and "60%" in line and "mapping.fit.steps" in line
+    assert shortcomings({"presence": 0.8, "doubt": 0.3}) == []
 
 
 def test_a_shard_of_another_kind_stands_out() -> None:

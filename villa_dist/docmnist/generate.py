@@ -91,7 +91,7 @@ def generate(
     chosen: ShardPlan,
     shard_images: int,
     digits: Digits,
-    flaws: Flaws = Flaws(),  # noqa: B008  frozen
+    flaws: Flaws = Flaws(),
 ) -> DocShard:
     """All samples of one shard. `shard_images` is the length of the stream the shard is cut from."""
     shapes_NG, kept_NG = (a[: chosen.images] for a in structure(target, seed, split, chosen.shard, shard_images))

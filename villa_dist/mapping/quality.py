@@ -5,7 +5,8 @@ presence   over a sample of the shard's images: how often an image that mentions
 doubt      mean entropy of the scored pairs, in bits: 0 where every score is 0 or 1
 empty      share of regions that get no attribute
 
-Each is kept as two sums, so that the sums of shards give the quality of all.
+Each is kept as two sums, so that the sums of shards give the quality of all; presence also by group, for groups whose
+attributes exclude one another.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from statistics import median
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from scipy.stats import rankdata  # type: ignore[import-untyped]
 from torch import Tensor
 
@@ -25,6 +26,7 @@ from villa_dist.mapping.model import MappingModel
 SAMPLED_IMAGES, SAMPLED_ATTRIBUTES = 64, 512  # of a shard
 PARTS = {"presence": ("presence_won", "presence_of"), "doubt": ("doubt_bits", "scored"), "empty": ("empty", "regions")}
 OUTLYING = 6.0  # times the median distance from the median
+LITTLE = 0.75  # presence below which a mapping is said to find little
 
 
 @dataclass
@@ -58,14 +60,18 @@ class Monitor:
 
     def result(self, model: MappingModel) -> dict[str, float]:
         """The sums for the marker. Attributes are those that the sampled images mention, the most frequent of them."""
-        won = of = 0.0
-        if self._feature:
-            ids, times = np.unique(np.concatenate(self._mentions), return_counts=True)
-            ids = np.sort(ids[np.argsort(-times, kind="stable")[:SAMPLED_ATTRIBUTES]])
-            mentioned_IA = np.stack([np.isin(ids, m) for m in self._mentions])
-            won, of = presence(best_scores(model, self._feature, ids), mentioned_IA)
-        rounded = {name: round(value, 3) for name, value in self.counts.items()}
-        return {**rounded, "presence_won": won, "presence_of": of}
+        found = {name: round(value, 3) for name, value in self.counts.items()}
+        ids, times = np.unique(np.concatenate([np.zeros(0, np.int64), *self._mentions]), return_counts=True)
+        if not len(ids):
+            return {**found, "presence_won": 0.0, "presence_of": 0.0}
+        ids = np.sort(ids[np.argsort(-times, kind="stable")[:SAMPLED_ATTRIBUTES]])
+        mentioned_IA = np.stack([np.isin(ids, m) for m in self._mentions])
+        won_A, of_A = presence(best_scores(model, self._feature, ids), mentioned_IA)
+        found |= {"presence_won": float(won_A.sum()), "presence_of": float(of_A.sum())}
+        for number, name in enumerate(model.config.exclusive):
+            mine = model.groups[ids] == number
+            found |= {f"presence_won:{name}": float(won_A[mine].sum()), f"presence_of:{name}": float(of_A[mine].sum())}
+        return found
 
 
 def best_scores(model: MappingModel, feature: Sequence[Float[Tensor, "r E"]], ids: np.ndarray) -> np.ndarray:
@@ -77,13 +83,14 @@ def best_scores(model: MappingModel, feature: Sequence[Float[Tensor, "r E"]], id
         )
 
 
-def presence(best_IA: Float[np.ndarray, "I A"], mentioned_IA: Bool[np.ndarray, "I A"]) -> tuple[float, float]:
+def presence(
+    best_IA: Float[np.ndarray, "I A"], mentioned_IA: Bool[np.ndarray, "I A"]
+) -> tuple[Float[np.ndarray, " A"], Int[np.ndarray, " A"]]:
     """(pairs of images in the right order, ties counting half; all pairs): of one that mentions an attribute and one that
-    does not, summed over attributes."""
+    does not."""
     with_A, images = mentioned_IA.sum(0), len(mentioned_IA)
     rank_IA = rankdata(best_IA, axis=0)
-    won_A = (rank_IA * mentioned_IA).sum(0) - with_A * (with_A + 1) / 2
-    return float(won_A.sum()), float((with_A * (images - with_A)).sum())
+    return (rank_IA * mentioned_IA).sum(0) - with_A * (with_A + 1) / 2, with_A * (images - with_A)
 
 
 def entropy_bits(p: Float[np.ndarray, "r a"]) -> float:
@@ -92,12 +99,28 @@ def entropy_bits(p: Float[np.ndarray, "r a"]) -> float:
 
 
 def of_counts(counts: Mapping[str, float]) -> dict[str, float]:
-    """presence, doubt and empty from a marker's sums, or from those of several; what was not counted is left out."""
-    found = {}
-    for name, (part, whole) in PARTS.items():
-        if part in counts and counts.get(whole):
-            found[name] = round(counts[part] / counts[whole], 4)
-    return found
+    """presence (also as `presence:GROUP`), doubt and empty from a marker's sums, or from those of several; what was not
+    counted is left out."""
+    parts = {**PARTS, **{k.replace("_won", ""): (k, k.replace("won", "of")) for k in counts if "presence_won:" in k}}
+    return {
+        name: round(counts[part] / counts[whole], 4)
+        for name, (part, whole) in parts.items()
+        if part in counts and counts.get(whole)
+    }
+
+
+def shortcomings(quality: Mapping[str, float]) -> list[str]:
+    """What a user should hear of a split's mapping, in words."""
+    low = {name: v for name, v in quality.items() if name.startswith("presence") and v < LITTLE}
+    return [
+        f"the mapping tells images that mention an attribute{_of(name)} from those that do not in only {v:.0%} of cases "
+        "(50% is chance): its pairs are little better than guesses; fit it longer (mapping.fit.steps), or see docs/mapping.md"
+        for name, v in low.items()
+    ]
+
+
+def _of(name: str) -> str:
+    return f" of {name.split(':')[1]!r}" if ":" in name else ""
 
 
 def outlying(of_shard: Mapping[str, Mapping[str, float]]) -> dict[str, str]:
