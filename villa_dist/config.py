@@ -311,8 +311,8 @@ class MappingConfig(Section):
     reference_denominator: bool = False
     # groups of attributes that exclude one another in a region, which has one of them or none
     exclusive: list[str] = []
-    # groups of attributes that an image keeps when it is turned and mirrored, and when its colour channels are exchanged. A
-    # group is learnt only from images changed in all the ways it keeps, each image being changed for some of the groups
+    # groups of attributes that an image keeps when it is turned and mirrored, and when its colour channels are exchanged.
+    # They are learnt from images so changed; groups that keep different changes have towers of their own
     turned: list[str] = []
     recoloured: list[str] = []
     # absence: half of each batch is drawn by the common attributes its images lack, which are what teaches those attributes

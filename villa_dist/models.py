@@ -132,7 +132,7 @@ def _of_this_version(folder: str) -> Iterator[None]:
 
 
 def mapping_description(
-    config: MappingConfig, model: ModelConfig, features: int, published: Published | None
+    config: MappingConfig, model: ModelConfig, features: int, published: Published | None, experts: int
 ) -> dict[str, Any]:
     return {
         "kind": "mapping",
@@ -140,6 +140,7 @@ def mapping_description(
         "tower": model.image.model_dump(mode="json"),
         "attention": model.attention,
         "features": features,
+        "experts": experts,
         **_built_from(replace(published, tokenizer=None) if published else None),
     }
 
@@ -163,6 +164,7 @@ def build_mapping(description: dict[str, Any], weights: Mapping[str, Tensor]) ->
         int(description["features"]),
         _published(description, None),
         description["attention"],
+        experts=int(description["experts"]),
     )
     model.load_state_dict(weights)
     return model.eval().requires_grad_(False)

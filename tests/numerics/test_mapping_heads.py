@@ -9,7 +9,8 @@ import torch
 from villa_dist.config import ImageTowerConfig, MappingConfig, PairsConfig
 from villa_dist.mapping.assign import assign
 from villa_dist.mapping.evidence import ALONE
-from villa_dist.mapping.model import Adapter, MappingModel, PerAttributeHeads, SharedHead
+from villa_dist.mapping.heads import Adapter, PerAttributeHeads, SharedHead
+from villa_dist.mapping.model import MappingModel
 
 REGIONS, FEATURES, DIM, HIDDEN, VOCABULARY = 6, 5, 7, 4, 9
 
@@ -132,12 +133,12 @@ def test_scores_that_are_not_finite_are_an_error(bad: float) -> None:
         assign(scores, PairsConfig())
 
 
-def model_of(**options: object) -> MappingModel:
+def model_of(experts: int = 1, **options: object) -> MappingModel:
     config = MappingConfig.model_validate({"encoder": "frozen", "hidden": HIDDEN, **options})
     group = torch.tensor([0, ALONE, 1, 0, 1, ALONE, 0, 1, 1])
-    model = MappingModel(
-        config, ImageTowerConfig(), unit(VOCABULARY), torch.full((VOCABULARY,), 0.3), FEATURES, group=group
-    )
+    expert = torch.tensor([0, 0, 1, 0, 1, 1, 0, 1, 1]) if experts > 1 else None
+    start = (ImageTowerConfig(), unit(VOCABULARY), torch.full((VOCABULARY,), 0.3), FEATURES)
+    model = MappingModel(config, *start, group=group, expert=expert, experts=experts)
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter)
     return model.requires_grad_(False)
@@ -147,13 +148,14 @@ def model_of(**options: object) -> MappingModel:
 @pytest.mark.parametrize(
     "options", [{}, {"exclusive": ["a", "b"]}, {"loss": "contrastive"}], ids=["alone", "exclusive", "contrastive"]
 )
-def test_images_scored_together_are_scored_as_each_alone(head: str, options: dict[str, object]) -> None:
-    model = model_of(head=head, **options)
+@pytest.mark.parametrize("experts", [1, 2])
+def test_images_scored_together_are_scored_as_each_alone(head: str, options: dict[str, object], experts: int) -> None:
+    model = model_of(experts, head=head, **options)
     regions, mentions = (
         [3, 0, 2, 4],
         [np.array([6, 0, 5, 2]), np.array([1]), np.zeros(0, np.int64), np.array([3, 8, 7])],
     )
-    feature = torch.randn(sum(regions), FEATURES)
+    feature = torch.randn(sum(regions), FEATURES * experts)
     found = model.score_images(feature, regions, mentions)
     first = 0
     for count, ids, scores in zip(regions, mentions, found, strict=True):
@@ -174,8 +176,10 @@ def test_the_residual_changes_only_its_own_attribute() -> None:
     model, feature = model_of(residual=True), torch.randn(REGIONS, FEATURES)
     ids = torch.arange(VOCABULARY)
     before = model.cosine(feature, ids)
-    assert isinstance(model.head, SharedHead) and model.head.residual is not None
-    model.head.residual[4] += 3.0
+    head = model.of(0).head
+    assert isinstance(head, SharedHead)
+    assert head.residual is not None
+    head.residual[4] += 3.0
     moved = (model.cosine(feature, ids) - before).abs().max(0).values > 1e-4
     assert moved.nonzero()[:, 0].tolist() == [4]
 
@@ -185,3 +189,11 @@ def test_an_adapter_begins_as_the_identity() -> None:
     assert torch.equal(adapter(feature), feature)
     adapter(feature).square().sum().backward()
     assert adapter.second.weight.grad is not None and adapter.second.weight.grad.any()
+
+
+def test_an_expert_scores_its_own_attributes_from_its_own_features() -> None:
+    model, feature, ids = model_of(2), torch.randn(REGIONS, 2 * FEATURES), torch.arange(VOCABULARY)
+    before = model.scores(feature, ids)
+    feature[:, FEATURES:] = torch.randn(REGIONS, FEATURES)
+    moved = (model.scores(feature, ids) - before).abs().max(0).values > 1e-6
+    assert torch.equal(moved, model.expert == 1)

@@ -127,18 +127,17 @@ def test_an_image_without_regions_does_not_spoil_the_batch(name: str, pooling: s
 HALF = torch.full((ATTRIBUTES,), 0.5, dtype=torch.float64)
 
 
-@pytest.mark.parametrize("restricted", [False, True], ids=["all", "some used, some drawn"])
-def test_noisy_or_equals_loops(restricted: bool) -> None:
+@pytest.mark.parametrize("some_drawn", [False, True])
+def test_noisy_or_equals_loops(some_drawn: bool) -> None:
     """Image 1 has no region, so it teaches nothing; drawn images neither."""
     said, image_of = mentions(), regions([2, 0, 4, 1, 1, 2])
     logit = 2 * torch.randn(10, ATTRIBUTES, dtype=torch.float64)
-    used = torch.rand(IMAGES, ATTRIBUTES) < 0.7 if restricted else torch.ones(IMAGES, ATTRIBUTES, dtype=torch.bool)
-    drawn = torch.tensor([False, False, False, True, False, False]) & restricted
+    drawn = torch.tensor([False, False, False, some_drawn, False, False])
     means = []
     for a in range(ATTRIBUTES):
         terms = []
         for i in range(IMAGES):
-            if i == 1 or drawn[i] or not used[i, a]:
+            if i == 1 or drawn[i]:
                 continue
             none = 1.0
             for r in range(10):
@@ -146,7 +145,7 @@ def test_noisy_or_equals_loops(restricted: bool) -> None:
                     none *= 1 - 1 / (1 + math.exp(-float(logit[r, a])))
             terms.append(-math.log(1 - none) if said[i, a] else -math.log(none))
         means += [sum(terms) / len(terms)] if terms else []
-    evidence = Evidence(image_of, said, HALF, used, drawn) if restricted else Evidence(image_of, said, HALF)
+    evidence = Evidence(image_of, said, HALF, drawn if some_drawn else None)
     assert noisy_or(chances(logit), evidence).item() == pytest.approx(sum(means) / len(means), rel=1e-9)
 
 
@@ -173,14 +172,12 @@ def test_noisy_or_stays_finite(size: float, group: torch.Tensor | None) -> None:
     assert torch.isfinite(torch.autograd.grad(loss, logit)[0]).all()
 
 
-def risk_by_loops(
-    logit: np.ndarray, image_of: list[int], said: np.ndarray, share: list[float], used: np.ndarray
-) -> float:
+def risk_by_loops(logit: np.ndarray, image_of: list[int], said: np.ndarray, share: list[float]) -> float:
     """Non-negative risk with the classes exchanged: R = (1-p) R_n^-(g) + max(0, R_u^+(g) - (1-p) R_n^+(g))."""
     risks = []
     for a in range(logit.shape[1]):
-        unlabelled = [float(logit[r, a]) for r in range(len(logit)) if used[image_of[r], a] and said[image_of[r], a]]
-        negative = [float(logit[r, a]) for r in range(len(logit)) if used[image_of[r], a] and not said[image_of[r], a]]
+        unlabelled = [float(logit[r, a]) for r in range(len(logit)) if said[image_of[r], a]]
+        negative = [float(logit[r, a]) for r in range(len(logit)) if not said[image_of[r], a]]
         if not unlabelled or not negative:
             continue
         as_positive = [math.log1p(math.exp(-x)) for x in unlabelled]
@@ -191,16 +188,13 @@ def risk_by_loops(
     return sum(risks) / len(risks)
 
 
-@pytest.mark.parametrize("used_share", [1.0, 0.7])
 @pytest.mark.parametrize("share", [0.05, 0.4, 0.95])
-def test_negative_unlabelled_equals_loops(share: float, used_share: float) -> None:
-    used = torch.rand(IMAGES, ATTRIBUTES) < used_share
-    used[0] = True
+def test_negative_unlabelled_equals_loops(share: float) -> None:
     said, image_of = mentions(), regions([2, 1, 3, 1, 1, 2])
     logit = 2 * torch.randn(10, ATTRIBUTES, dtype=torch.float64)
     share_A = torch.linspace(share / 2, share, ATTRIBUTES, dtype=torch.float64)
-    expected = risk_by_loops(logit.numpy(), image_of.tolist(), said.numpy(), share_A.tolist(), used.numpy())
-    evidence = Evidence(image_of, said, share_A, None if used_share == 1 else used)
+    expected = risk_by_loops(logit.numpy(), image_of.tolist(), said.numpy(), share_A.tolist())
+    evidence = Evidence(image_of, said, share_A)
     assert negative_unlabelled(chances(logit), evidence).item() == pytest.approx(expected, rel=1e-12)
 
 

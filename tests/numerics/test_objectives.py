@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -40,7 +41,7 @@ def batch(first: int, stop: int, counts: list[int], *, mentions: bool) -> PairBa
     mine = (image_of >= first) & (image_of < stop)
     own = (image_of_row >= first) & (image_of_row < stop)
     row, attribute = (np.ascontiguousarray(n) for n in np.nonzero(said[own]))
-    return PairBatch(
+    made = PairBatch(
         pixels=pixels[first:stop],
         texts=TEXTS[first:stop],
         boxes=boxes[mine],
@@ -49,9 +50,9 @@ def batch(first: int, stop: int, counts: list[int], *, mentions: bool) -> PairBa
         attribute=torch.from_numpy(attribute),
         feature=None,
         images=stop - first,
-        changes=torch.tensor([0, 1, 1, 0])[first:stop],
         drawn=torch.tensor([False, True, False, False])[first:stop],
     )
+    return replace(made, others=(replace(made, pixels=255 - pixels[first:stop]),))
 
 
 def objective(name: str) -> nn.Module:
@@ -59,14 +60,14 @@ def objective(name: str) -> nn.Module:
     if name in ("whole", "region"):
         vlm = RegionVLM(MODEL)
         return WholeObjective(vlm) if name == "whole" else RegionObjective(vlm, PROMPTS)
-    exclusive = name == "both, exclusive"
-    options = {"exclusive": ["a", "b"], "recoloured": ["a"]} if exclusive else {}
+    options = {"exclusive": ["a", "b"]} if name == "both, exclusive" else {}
     config = MappingConfig.model_validate({"loss": name.split(",")[0], "hidden": 16, **options})
     attribute = nn.functional.normalize(torch.randn(VOCABULARY, 12), dim=-1)
     group = torch.tensor([0, 1, 0, ALONE, 1, 0])
-    model = MappingModel(config, TOWER, attribute, torch.full((VOCABULARY,), 0.2), 0, group=group)
-    change = torch.tensor([0, 1, 0, 1, 1, 0]) if exclusive else None
-    return MappingObjective(model, torch.full((VOCABULARY,), 0.4), change)
+    expert = torch.tensor([0, 1, 0, 1, 1, 0])
+    rate = torch.full((VOCABULARY,), 0.2)
+    model = MappingModel(config, TOWER, attribute, rate, 0, group=group, expert=expert, experts=2)
+    return MappingObjective(model, torch.full((VOCABULARY,), 0.4))
 
 
 def step(rank: int, world: int, name: str, counts: list[int]) -> tuple[float, dict[str, np.ndarray]]:

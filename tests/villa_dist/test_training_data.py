@@ -110,8 +110,10 @@ def test_any_number_of_ranks_sees_the_same_global_batches(dataset: str, world: i
         found, expected = [p.batch(step) for p in parts], whole.batch(step)
         assert equal(joined(found), expected)
         if recipe is CHANGED:
-            assert expected.changes is not None and expected.drawn is not None
-            assert torch.equal(torch.cat([p.changes for p in found if p.changes is not None]), expected.changes)
+            assert [len(p.others) for p in [expected, *found]] == [1] * (world + 1)
+            assert equal(joined([p.others[0] for p in found]), expected.others[0])
+            assert not equal(expected, expected.others[0])
+            assert expected.drawn is not None
             assert expected.drawn.tolist() == [False, True] * 4
 
 
@@ -149,7 +151,8 @@ def test_the_turns_are_all_different_and_recolouring_keeps_grey(dataset: str) ->
     assert batch.pixels is not None and plain.pixels is not None
     assert not torch.equal(batch.pixels, plain.pixels)
     assert torch.equal(batch.pixels.sort(1).values, plain.pixels.sort(1).values)
-    assert batch.changes is None
+    assert batch.others == ()
+    assert batch.drawn is None
 
 
 def test_a_batch_size_that_does_not_divide_is_refused(dataset: str) -> None:

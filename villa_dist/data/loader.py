@@ -42,14 +42,17 @@ class PairBatch:
     feature: Tensor | None  # R D, frozen region features
     images: int
     sizes: Tensor | None = None  # N 2: height and width of each image in the padded pixels; None: all fill them
-    changes: Tensor | None = None  # N: which of `Recipe.changes` was made to the image
     drawn: Tensor | None = None  # N bool: drawn by `Draws` instead of in the global order
+    others: tuple[PairBatch, ...] = ()  # the same images by the other `Recipe.changes`
 
     def to(self, device: torch.device) -> PairBatch:
         if device.type == "cpu":
             return self
         tensors = {f.name: getattr(self, f.name) for f in fields(self)}
-        moved = {k: v.to(device, non_blocking=True) for k, v in tensors.items() if isinstance(v, Tensor)}
+        moved: dict[str, object] = {
+            k: v.to(device, non_blocking=True) for k, v in tensors.items() if isinstance(v, Tensor)
+        }
+        moved["others"] = tuple(other.to(device) for other in self.others)
         return replace(self, **moved)  # type: ignore[arg-type]
 
 
@@ -105,8 +108,21 @@ class Recipe:
     """How a job's images are changed and chosen, a pure function of seed and place."""
 
     shift_pixels: int = 0
-    changes: tuple[Changes, ...] = (Changes(),)  # each image has one of them, equally often
+    changes: tuple[Changes, ...] = (Changes(),)  # each makes a batch of its own
     draws: Draws | None = None
+
+
+def changed(row: Row, changes: Changes, shift_pixels: int, identity: tuple[int, ...]) -> Row:
+    """The row with its image changed as `identity` says: seed, epoch, shard, row, number of the change."""
+    if row.pixels is None:
+        return row
+    pixels, boxes = shift(row.pixels, shift_pixels, identity[:4]), row.boxes
+    random = np.random.default_rng([*identity, CHANGE])
+    if changes.recolour:
+        pixels = pixels[..., random.permutation(3)]
+    if changes.turn:
+        pixels, boxes = turned(pixels, boxes, int(random.integers(TURNS)))
+    return replace(row, pixels=pixels, boxes=boxes)
 
 
 class Batches:
@@ -135,35 +151,23 @@ class Batches:
 
     def batch(self, step: int) -> PairBatch:
         first = step * self.batch_images + self.rank * self.part
-        rows, changes, drawn = [], [], []
+        rows, drawn = [], []
         for position, (epoch, shard, row) in enumerate(self.order.locate(first, first + self.part).tolist(), first):
             chosen = self.recipe.draws.at(self.seed, position) if self.recipe.draws else None
             if chosen:
                 shard, row = chosen
                 epoch = position + DRAWN  # the same image is drawn several times an epoch, each time changed otherwise
-            found, change = self._changed(self.samples.row(shard, row), (self.seed, epoch, shard, row))
-            rows.append(found)
-            changes.append(change)
+            rows.append((self.samples.row(shard, row), (self.seed, epoch, shard, row)))
             drawn.append(chosen is not None)
-        made = collate(rows, mentions=self.samples.stage == "regions")
-        return replace(
-            made,
-            changes=torch.tensor(changes) if len(self.recipe.changes) > 1 else None,
-            drawn=torch.tensor(drawn) if self.recipe.draws else None,
-        )
-
-    def _changed(self, row: Row, identity: tuple[int, int, int, int]) -> tuple[Row, int]:
-        """The row as `identity` has it changed, and which of the recipe's changes that was."""
-        if row.pixels is None:
-            return row, 0
-        pixels, boxes = shift(row.pixels, self.recipe.shift_pixels, identity), row.boxes
-        random = np.random.default_rng([*identity, CHANGE])
-        which = int(random.integers(len(self.recipe.changes)))
-        if self.recipe.changes[which].recolour:
-            pixels = pixels[..., random.permutation(3)]
-        if self.recipe.changes[which].turn:
-            pixels, boxes = turned(pixels, boxes, int(random.integers(TURNS)))
-        return replace(row, pixels=pixels, boxes=boxes), which
+        mentions = self.samples.stage == "regions"
+        made = [
+            replace(
+                collate([changed(row, change, self.recipe.shift_pixels, (*at, k)) for row, at in rows], mentions),
+                drawn=torch.tensor(drawn) if self.recipe.draws else None,
+            )
+            for k, change in enumerate(self.recipe.changes)
+        ]
+        return replace(made[0], others=tuple(made[1:]))
 
     def __iter__(self) -> Iterator[tuple[int, PairBatch]]:
         ready: queue.Queue[tuple[int, PairBatch] | BaseException | None] = queue.Queue(AHEAD)

@@ -20,14 +20,12 @@ ALONE = -1  # the group of attributes that exclude no other
 class Evidence:
     """share: of the regions in images that mention an attribute, those that have it (`mapping.rates.positive_share`).
 
-    used: which images teach which attributes; None: all teach all. drawn: images that were drawn for what they lack, and
-    so do not stand for the data set; None: no image was.
+    drawn: images that were drawn for what they lack, and so do not stand for the data set; None: no image was.
     """
 
     image_of: Int[Tensor, " R"]
     mentioned: Bool[Tensor, "I A"]
     share: Float[Tensor, " A"]
-    used: Bool[Tensor, "I A"] | None = None
     drawn: Bool[Tensor, " I"] | None = None
 
     @property
@@ -38,12 +36,6 @@ class Evidence:
     def filled(self) -> Bool[Tensor, " I"]:
         """Images with regions: one without has nothing to learn from."""
         return torch.bincount(self.image_of, minlength=self.images) > 0
-
-    @property
-    def regions_used(self) -> Bool[Tensor, "R A"]:
-        if self.used is None:
-            return torch.ones_like(self.mentioned)[self.image_of]
-        return self.used[self.image_of]
 
 
 class Chances(NamedTuple):

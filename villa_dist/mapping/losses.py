@@ -26,8 +26,6 @@ def noisy_or(found: Chances, evidence: Evidence) -> Float[Tensor, ""]:
     loss_IA = -(said_IA * torch.log(-torch.expm1(none_IA)) + (1 - said_IA) * none_IA)
     counted_I = evidence.filled if evidence.drawn is None else evidence.filled & ~evidence.drawn
     counted_IA = counted_I[:, None].expand_as(loss_IA)
-    if evidence.used is not None:
-        counted_IA = counted_IA & evidence.used
     total_A, count_A = sum_over_ranks(torch.stack([(loss_IA * counted_IA).sum(0), counted_IA.sum(0).to(loss_IA.dtype)]))
     return (total_A / count_A.clamp(min=1)).sum() / (count_A > 0).sum().clamp(min=1)
 
@@ -37,8 +35,6 @@ def negative_unlabelled(found: Chances, evidence: Evidence) -> Float[Tensor, ""]
     `evidence.share` of them positive (after non-negative PU learning, Kiryo et al. 2017, with the classes exchanged)."""
     unlabelled_RA = evidence.mentioned[evidence.image_of]
     negative_RA = ~unlabelled_RA
-    if evidence.used is not None:
-        unlabelled_RA, negative_RA = unlabelled_RA & evidence.regions_used, negative_RA & evidence.regions_used
     as_positive, as_negative = -found.has, -found.lacks
     sums_5A = sum_over_ranks(
         torch.stack(

@@ -114,7 +114,7 @@ def shortcomings(quality: Mapping[str, float]) -> list[str]:
     low = {name: v for name, v in quality.items() if name.startswith("presence") and v < LITTLE}
     return [
         f"the mapping tells images that mention an attribute{_of(name)} from those that do not in only {v:.0%} of cases "
-        "(50% is chance): its pairs are little better than guesses; fit it longer (mapping.fit.steps), or see docs/mapping.md"
+        "(50% is chance): its pairs are little better than guesses; fit it longer (mapping.fit.steps); see docs/mapping.md"
         for name, v in low.items()
     ]
 

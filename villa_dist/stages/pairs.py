@@ -165,8 +165,7 @@ class PairsStage:
         if self.vlm is not None:
             model, width = self.vlm, self.vlm.image.feature_dim
             return embed_regions(model.region_features, model, window, boxes, self.config, width, place).half().float()
-        assert self.model.tower is not None
-        width = self.model.tower.feature_dim
+        width = self.model.feature_dim
         return embed_regions(self.model.features, self.model, window, boxes, self.config, width, place)
 
     def _mapped(self, some: Images, monitor: Monitor) -> list[RegionAttributePairs]:

@@ -103,7 +103,7 @@ def mapping(config: Config) -> JobParts:
     samples = Samples(place, "regions", images=not frozen, embeddings=frozen, max_pixels=pixels, below=below)
     vlm = models.load_vlm(model_folder(config, "one_to_one"))
     words = vocabulary.read(Store(config.run))
-    changes, change_of = lessons.changes(config.mapping, words.groups)
+    changes, expert = lessons.changes(config.mapping, words.groups)
     images_with, mentions = mention_counts(config, len(words), below)
     rate = rates(images_with, mentions)
     share = torch.from_numpy(positive_share(images_with, rate)).float()
@@ -116,15 +116,18 @@ def mapping(config: Config) -> JobParts:
         features,
         vlm.published,
         config.model.attention,
-        lessons.exclusive_groups(config.mapping, words.groups),
+        group=lessons.exclusive_groups(config.mapping, words.groups),
+        expert=expert,
+        experts=len(changes),
     )
-    if model.tower is not None:
-        model.tower.load_state_dict(vlm.image.state_dict())
-    description = models.mapping_description(config.mapping, config.model, features, vlm.published)
+    if not frozen:
+        for k in range(len(changes)):
+            model.of(k).tower.load_state_dict(vlm.image.state_dict())
+    description = models.mapping_description(config.mapping, config.model, features, vlm.published, len(changes))
     draws = (
         absence_draws(config, samples, mentions, int(images_with.sum())) if config.mapping.draws == "absence" else None
     )
-    objective = MappingObjective(model, share, change_of if len(changes) > 1 else None)
+    objective = MappingObjective(model, share)
 
     def complete(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         fitted = models.build_mapping(description, weights)

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 
 import torch
 import torch.distributed as dist
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from villa_dist.attributes.extract import sentences
@@ -78,34 +78,35 @@ class RegionObjective(nn.Module):
 
 
 class MappingObjective(nn.Module):
-    """Fits a mapping model. share: V, see `mapping.rates.positive_share`. change: V, by which of the recipe's changes an
-    image must be changed to teach an attribute; None: all images teach all."""
+    """Fits a mapping model, each expert on its own version of the images. share: V, see `mapping.rates.positive_share`."""
 
     share: Tensor
-    change: Tensor | None
 
-    def __init__(
-        self, model: MappingModel, share: Float[Tensor, " V"], change: Int[Tensor, " V"] | None = None
-    ) -> None:
+    def __init__(self, model: MappingModel, share: Float[Tensor, " V"]) -> None:
         super().__init__()
         self.model = model
         self.register_buffer("share", share)
-        self.register_buffer("change", change)
 
     def forward(self, batch: PairBatch) -> Float[Tensor, ""]:
         ids = distinct_over_ranks(batch.attribute)
         mentioned_NA = torch.zeros(batch.images, len(ids), dtype=torch.bool, device=ids.device)
         mentioned_NA[batch.region, torch.searchsorted(ids, batch.attribute)] = True
+        total = self.share.new_zeros(())
+        for k, version in enumerate((batch, *batch.others)):
+            own = self.model.expert[ids] == k
+            total = total + self._expert_loss(k, version, ids[own], mentioned_NA[:, own])
+        return total
+
+    def _expert_loss(
+        self, k: int, batch: PairBatch, ids: Int[Tensor, " A"], mentioned: Bool[Tensor, "N A"]
+    ) -> Float[Tensor, ""]:
         if batch.feature is not None:
             feature_RE = batch.feature
         else:
             assert batch.pixels is not None
-            feature_RE = self.model.features(batch.pixels, batch.boxes, batch.image_of, batch.sizes)
-        used_NA = None
-        if self.change is not None and batch.changes is not None:
-            used_NA = self.change[ids][None] == batch.changes[:, None]
-        evidence = Evidence(batch.image_of, mentioned_NA, self.share[ids], used_NA, batch.drawn)
-        cosine_RA = self.model.cosine(feature_RE, ids)
+            feature_RE = self.model.of(k).features(batch.pixels, batch.boxes, batch.image_of, batch.sizes)
+        cosine_RA = self.model.of(k).cosine(feature_RE, self.model.attribute, ids)
+        evidence = Evidence(batch.image_of, mentioned, self.share[ids], batch.drawn)
         return mapping_loss(self.model.config, cosine_RA, self.model.chances(cosine_RA, ids), evidence)
 
 
