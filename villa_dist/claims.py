@@ -30,7 +30,7 @@ from villa_dist.stages import vocabulary as vocabulary_stage
 from villa_dist.stages.ingest import Unit, units
 from villa_dist.train.jobs import TrainRequest, keeps_a_sample, kept_below, model_folder
 
-FORMAT = 2  # raised when the same config would give other bytes
+FORMAT = 3  # raised when the same config would give other bytes
 TRAINING = ("pretrain", "fit-mapping", "train")
 STAGES = ("ingest", "vocabulary", "pretrain", "regions", "fit-mapping", "pairs", "train", "evaluate", "report")
 HOW = ("workers", "threads", "keep_checkpoints", "checkpoint_steps")  # how a job is trained, not what it gives
@@ -129,7 +129,7 @@ def region_shards(config: Config, split: str) -> list[str]:
 
 
 def regions(config: Config, split: str) -> Claim:
-    frozen = config.mapping.encoder == "frozen"
+    frozen = config.mapping.frozen
     base = stage_manifest(config, split)
     what = {
         "regions": regions_choice(config),
@@ -188,6 +188,8 @@ def training(config: Config, job: str) -> Claim:
         what["vocabulary"] = vocabulary.read(Store(config.run)).fingerprint
     if job == "mapping":
         what["mapping"] = config.mapping.model_dump(mode="json", exclude={"fit"})
+        if config.mapping.exclusive or config.mapping.turned or config.mapping.recoloured:
+            what["groups"] = fingerprint(list(vocabulary.read(Store(config.run)).groups))
         what["one_to_one"] = models.load(model_folder(config, "one_to_one")).sha256
         what["regions"] = stage_manifest(config, "train", "regions").digest
         if keeps_a_sample(config):

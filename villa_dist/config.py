@@ -69,6 +69,10 @@ class DocMNISTConfig(Section):
     budget: BudgetConfig = BudgetConfig()
     images: ImagesConfig = ImagesConfig()
     shard_images: Positive = 256
+    text_noise: Fraction = (
+        0.0  # chance that a text leaves out an attribute it should mention, or mentions one it should not
+    )
+    coupling: Fraction = 0.0  # chance that a digit takes the colour that goes with it, instead of any
 
 
 class PhraseConfig(Section):
@@ -292,15 +296,51 @@ class FitConfig(OptimConfig):
 
 
 class MappingConfig(Section):
-    encoder: Literal["frozen", "end_to_end"] = "end_to_end"
+    """docs/mapping.md says what each choice is worth."""
+
+    encoder: Literal["frozen", "adapter", "end_to_end"] = (
+        "end_to_end"  # adapter: frozen features, and a light MLP on them
+    )
     head: Literal["shared", "per_attribute"] = "shared"
+    residual: bool = False  # of the shared head: a vector of each attribute's own beside what its text gives
     hidden: Width = 256
     loss: Literal["contrastive", "noisy_or", "negative_unlabelled", "both"] = "both"
     contrast: Literal["images", "both"] = "images"  # the paper contrasts over images
-    pooling: Literal["max", "logsumexp"] = "max"
+    pooling: Literal["max", "logsumexp", "attention"] = "max"  # of an image's regions, in the contrastive loss
+    null: bool = False  # and one region that holds nothing
     temperature: PositiveFloat = 0.07
     reference_denominator: bool = False
+    # groups of attributes that exclude one another in a region, which has one of them or none
+    exclusive: list[str] = []
+    # groups of attributes that an image keeps when it is turned and mirrored, and when its colour channels are exchanged.
+    # They are learnt from images so changed; groups that keep different changes have towers of their own
+    turned: list[str] = []
+    recoloured: list[str] = []
+    # absence: half of each batch is drawn by the common attributes its images lack, which are what teaches those attributes
+    draws: Literal["uniform", "absence"] = "uniform"
     fit: FitConfig = FitConfig()
+
+    @model_validator(mode="after")
+    def _options_belong_together(self) -> MappingConfig:
+        if self.residual and self.head != "shared":
+            raise ValueError("residual belongs to head: shared; per_attribute has parameters of each attribute already")
+        if self.null and self.loss != "contrastive":
+            raise ValueError("null belongs to loss: contrastive; groups named in `exclusive` have a none of their own")
+        for name in ("exclusive", "turned", "recoloured"):
+            if getattr(self, name) and self.loss == "contrastive":
+                raise ValueError(f"{name} belongs to losses of probabilities (noisy_or, negative_unlabelled, both)")
+        if self.draws != "uniform" and self.loss in ("contrastive", "noisy_or"):
+            raise ValueError(f"draws: {self.draws} belongs to loss: negative_unlabelled or both")
+        if (self.turned or self.recoloured) and self.frozen:
+            raise ValueError(
+                "turned and recoloured need encoder: end_to_end; frozen features are of images as they were"
+            )
+        return self
+
+    @property
+    def frozen(self) -> bool:
+        """Whether region features come from the one-to-one VLM as it is."""
+        return self.encoder != "end_to_end"
 
     @model_validator(mode="after")
     def _reference_needs_contrast(self) -> MappingConfig:
@@ -310,10 +350,11 @@ class MappingConfig(Section):
 
 
 class PairsConfig(Section):
-    """relative: every region within `epsilon` of the image's best (the paper). absolute: score >= `threshold`, and
-    always the image's best."""
+    """relative: every region within `epsilon` of the image's best (the paper). absolute: score >= `threshold`. calibrated:
+    score >= a threshold of each attribute's own, found without labels. transport: absolute, of scores moved so that each
+    attribute has a region and no region two attributes of a group. All but the first: and always the image's best."""
 
-    assign: Literal["relative", "absolute"] = "absolute"
+    assign: Literal["relative", "absolute", "calibrated", "transport"] = "absolute"
     epsilon: Annotated[float, Field(ge=0)] = 0.2
     threshold: float = 0.5
     fused: bool = False  # propose, embed and map in one pass, without region sidecars of every shard
@@ -353,6 +394,8 @@ class Config(Section):
     def _splits_are_given(self) -> Config:
         if self.data.source == "shards" and not self.data.train:
             raise ValueError("data.source: shards needs data.train, a folder of .tar shards")
+        if self.pairs.assign == "transport" and self.mapping.loss == "contrastive":
+            raise ValueError("pairs.assign: transport moves probabilities, and mapping.loss=contrastive gives cosines")
         if self.pretrain.steps == 0 and not self.model.published:
             raise ValueError(
                 "pretrain.steps=0 takes the one-to-one VLM from a checkpoint; name it in model.weights, or train for "

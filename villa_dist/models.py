@@ -132,7 +132,7 @@ def _of_this_version(folder: str) -> Iterator[None]:
 
 
 def mapping_description(
-    config: MappingConfig, model: ModelConfig, features: int, published: Published | None
+    config: MappingConfig, model: ModelConfig, features: int, published: Published | None, experts: int = 1
 ) -> dict[str, Any]:
     return {
         "kind": "mapping",
@@ -140,6 +140,7 @@ def mapping_description(
         "tower": model.image.model_dump(mode="json"),
         "attention": model.attention,
         "features": features,
+        "experts": experts,
         **_built_from(replace(published, tokenizer=None) if published else None),
     }
 
@@ -148,18 +149,25 @@ def load_mapping(folder: str, device: torch.device | str = "cpu") -> MappingMode
     """A finished mapping model in eval mode."""
     saved = load(folder)
     with _of_this_version(folder):
-        attribute = saved.weights["attribute"]
-        model = MappingModel(
-            MappingConfig.model_validate(saved.description["mapping"]),
-            ImageTowerConfig.model_validate(saved.description["tower"]),
-            attribute,
-            torch.full((attribute.shape[0],), 0.5),
-            int(saved.description["features"]),
-            _published(saved.description, None),
-            saved.description["attention"],
-        )
-        model.load_state_dict(saved.weights)
-    return model.to(device).eval().requires_grad_(False)
+        model = build_mapping(saved.description, saved.weights)
+    return model.to(device)
+
+
+def build_mapping(description: dict[str, Any], weights: Mapping[str, Tensor]) -> MappingModel:
+    """A mapping model of `mapping_description` with these weights, in eval mode."""
+    attribute = weights["attribute"]
+    model = MappingModel(
+        MappingConfig.model_validate(description["mapping"]),
+        ImageTowerConfig.model_validate(description["tower"]),
+        attribute,
+        torch.full((attribute.shape[0],), 0.5),
+        int(description["features"]),
+        _published(description, None),
+        description["attention"],
+        experts=int(description["experts"]),
+    )
+    model.load_state_dict(weights)
+    return model.eval().requires_grad_(False)
 
 
 def write(folder: str, model: RegionVLM, fingerprint: str) -> None:

@@ -27,7 +27,9 @@ from villa_dist.config import Config
 from villa_dist.config_file import dump
 from villa_dist.docmnist import words as docmnist_words
 from villa_dist.evaluate import assemble
+from villa_dist.mapping import quality
 from villa_dist.observe import LOG
+from villa_dist.profile import summed
 from villa_dist.runner import Runner
 from villa_dist.stages import vocabulary as vocabulary_stage
 from villa_dist.stages.base import StageRequest
@@ -35,6 +37,8 @@ from villa_dist.stages.ingest import units
 from villa_dist.stages.progress import StageProgress
 from villa_dist.train.jobs import TrainRequest, kept_below, model_folder
 from villa_dist.train.progress import watch
+
+JUDGED = 256  # shards whose pairs are judged after the stage
 
 
 class Pipeline:
@@ -118,6 +122,14 @@ class Pipeline:
             fused = fingerprint(claims.regions(self.config, split).config) if self.config.pairs.fused else None
             params = {"model": model_folder(self.config, "mapping"), "vlm": self._frozen(), "regions": fused}
             self._shards("pairs", split, claims.pairs(self.config, split), self._base(split).shards, params)
+            for line in quality.shortcomings(self.mapping_quality(split)):
+                LOG.warning("pairs %s: %s", split, line)
+
+    def mapping_quality(self, split: str) -> dict[str, float]:
+        """Of the pairs of a split, judged without labels on a sample of its shards."""
+        folder, shards = StageFolder(claims.dataset(self.config, split), "pairs"), self._base(split).shards
+        sample = shards[:: -(-len(shards) // JUDGED)]
+        return quality.of_counts(summed(folder.marker(s).counts for s in sample))
 
     def train(self) -> None:
         for job in claims.jobs(self.config)[1:]:
@@ -149,7 +161,7 @@ class Pipeline:
 
     def _frozen(self) -> str:
         """The folder of the VLM whose features the mapping takes; empty where it has a tower of its own."""
-        return model_folder(self.config, "one_to_one") if self.config.mapping.encoder == "frozen" else ""
+        return model_folder(self.config, "one_to_one") if self.config.mapping.frozen else ""
 
     def _measure(self, split: str) -> dict[str, Any]:
         measured: dict[str, Any] = {}

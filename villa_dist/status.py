@@ -12,6 +12,7 @@ from shards.commit import SUFFIX, Marker, StageFolder
 from shards.errors import ShardError, VillaError
 from shards.store import Store
 from villa_dist import models
+from villa_dist.mapping import quality
 from villa_dist.names import JOBS
 from villa_dist.observe import duration
 from villa_dist.profile import binding, summed
@@ -70,6 +71,11 @@ def stage_status(folder: StageFolder, base: tuple[int, int] | None, now: float) 
         "retried": retried(folder),
         "seconds": {k: round(s, 1) for k, s in summed(m.seconds for m in markers.values()).items()},
     }
+    if judged := quality.of_counts(found["counts"]):
+        apart = quality.outlying(
+            {name.removesuffix(SUFFIX): quality.of_counts(m.counts) for name, m in markers.items()}
+        )
+        found["quality"] = {**judged, **({"outlying": apart} if apart else {})}
     held_up = binding(found["seconds"])
     if held_up:
         found["binding"] = {"resource": held_up[0], "share": round(held_up[1], 3)}
@@ -123,6 +129,8 @@ def lines(found: Mapping[str, Any]) -> list[str]:
             said.append(f"retried {sum(stage['retried'].values())} ({_counted(stage['retried'])})")
         if stage["refused"]:
             said.append(f"quarantined {sum(stage['refused'].values())} ({_counted(stage['refused'])})")
+        said += [f"{name} {value:.3f}" for name, value in stage.get("quality", {}).items() if name in quality.PARTS]
+        said += [f"shard {shard}: {why}" for shard, why in stage.get("quality", {}).get("outlying", {}).items()]
         if "binding" in stage:
             said.append(f"{stage['binding']['resource']} {stage['binding']['share']:.0%}")
         if stage["complete"]:

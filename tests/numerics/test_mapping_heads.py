@@ -8,7 +8,9 @@ import torch
 
 from villa_dist.config import ImageTowerConfig, MappingConfig, PairsConfig
 from villa_dist.mapping.assign import assign
-from villa_dist.mapping.model import MappingModel, PerAttributeHeads, SharedHead
+from villa_dist.mapping.evidence import ALONE
+from villa_dist.mapping.heads import Adapter, PerAttributeHeads, SharedHead
+from villa_dist.mapping.model import MappingModel
 
 REGIONS, FEATURES, DIM, HIDDEN, VOCABULARY = 6, 5, 7, 4, 9
 
@@ -129,3 +131,69 @@ def test_scores_that_are_not_finite_are_an_error(bad: float) -> None:
     scores[1, 1] = bad
     with pytest.raises(ValueError, match="NaN or infinity"):
         assign(scores, PairsConfig())
+
+
+def model_of(experts: int = 1, **options: object) -> MappingModel:
+    config = MappingConfig.model_validate({"encoder": "frozen", "hidden": HIDDEN, **options})
+    group = torch.tensor([0, ALONE, 1, 0, 1, ALONE, 0, 1, 1])
+    expert = torch.tensor([0, 0, 1, 0, 1, 1, 0, 1, 1]) if experts > 1 else None
+    start = (ImageTowerConfig(), unit(VOCABULARY), torch.full((VOCABULARY,), 0.3), FEATURES)
+    model = MappingModel(config, *start, group=group, expert=expert, experts=experts)
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter)
+    return model.requires_grad_(False)
+
+
+@pytest.mark.parametrize("head", ["shared", "per_attribute"])
+@pytest.mark.parametrize(
+    "options", [{}, {"exclusive": ["a", "b"]}, {"loss": "contrastive"}], ids=["alone", "exclusive", "contrastive"]
+)
+@pytest.mark.parametrize("experts", [1, 2])
+def test_images_scored_together_are_scored_as_each_alone(head: str, options: dict[str, object], experts: int) -> None:
+    model = model_of(experts, head=head, **options)
+    regions, mentions = (
+        [3, 0, 2, 4],
+        [np.array([6, 0, 5, 2]), np.array([1]), np.zeros(0, np.int64), np.array([3, 8, 7])],
+    )
+    feature = torch.randn(sum(regions), FEATURES * experts)
+    found = model.score_images(feature, regions, mentions)
+    first = 0
+    for count, ids, scores in zip(regions, mentions, found, strict=True):
+        expected = model.scores(feature[first : first + count], torch.from_numpy(ids))
+        assert scores.shape == (count, len(ids))
+        assert np.abs(scores - expected.numpy()).max(initial=0) < 1e-5
+        first += count
+
+
+def test_an_exclusive_score_does_not_depend_on_the_other_images() -> None:
+    model, feature = model_of(exclusive=["a", "b"]), torch.randn(7, FEATURES)
+    mentions = [np.array([0, 3, 4]), np.array([6, 2, 1])]
+    together = model.score_images(feature, [3, 4], mentions)
+    assert np.array_equal(together[1], model.score_images(feature[3:], [4], mentions[1:])[0])
+
+
+def test_the_residual_changes_only_its_own_attribute() -> None:
+    model, feature = model_of(residual=True), torch.randn(REGIONS, FEATURES)
+    ids = torch.arange(VOCABULARY)
+    before = model.cosine(feature, ids)
+    head = model.of(0).head
+    assert isinstance(head, SharedHead)
+    assert head.residual is not None
+    head.residual[4] += 3.0
+    moved = (model.cosine(feature, ids) - before).abs().max(0).values > 1e-4
+    assert moved.nonzero()[:, 0].tolist() == [4]
+
+
+def test_an_adapter_begins_as_the_identity() -> None:
+    adapter, feature = Adapter(FEATURES, HIDDEN), torch.randn(REGIONS, FEATURES)
+    assert torch.equal(adapter(feature), feature)
+    adapter(feature).square().sum().backward()
+    assert adapter.second.weight.grad is not None and adapter.second.weight.grad.any()
+
+
+def test_an_expert_scores_its_own_attributes_from_its_own_features() -> None:
+    model, feature, ids = model_of(2), torch.randn(REGIONS, 2 * FEATURES), torch.arange(VOCABULARY)
+    before = model.scores(feature, ids)
+    feature[:, FEATURES:] = torch.randn(REGIONS, FEATURES)
+    moved = (model.scores(feature, ids) - before).abs().max(0).values > 1e-6
+    assert torch.equal(moved, model.expert == 1)

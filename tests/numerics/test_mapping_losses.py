@@ -10,6 +10,7 @@ import torch
 
 from villa_dist.config import MappingConfig
 from villa_dist.losses import image_attribute_logits, mapping_contrast
+from villa_dist.mapping.evidence import ALONE, Evidence, chances
 from villa_dist.mapping.losses import contrast_over_attributes, mapping_loss, negative_unlabelled, noisy_or
 from villa_dist.mapping.rates import positive_share, rates
 
@@ -85,15 +86,19 @@ def test_a_batch_without_a_mention_has_no_loss(loss) -> None:
     assert not torch.autograd.grad(value, logit)[0].any()
 
 
-@pytest.mark.parametrize("pooling", ["max", "logsumexp"])
-def test_pooling_equals_loops(pooling: str) -> None:
+@pytest.mark.parametrize("null", [False, True])
+@pytest.mark.parametrize("pooling", ["max", "logsumexp", "attention"])
+def test_pooling_equals_loops(pooling: str, null: bool) -> None:
     image_of = regions([3, 1, 4, 2])
     score = 50 * torch.randn(10, ATTRIBUTES, dtype=torch.float64)
-    found = image_attribute_logits(score, image_of, 4, pooling)
+    found = image_attribute_logits(score, image_of, 4, pooling, null=null)
     for i in range(4):
         for a in range(ATTRIBUTES):
-            own = [float(score[r, a]) for r in range(10) if image_of[r] == i]
-            assert found[i, a].item() == pytest.approx(max(own) if pooling == "max" else log_sum_exp(own), rel=1e-12)
+            own = [float(score[r, a]) for r in range(10) if image_of[r] == i] + [0.0] * null
+            weight = [math.exp(x - max(own)) for x in own]
+            attended = sum(w * x for w, x in zip(weight, own, strict=True)) / sum(weight)
+            expected = {"max": max(own), "logsumexp": log_sum_exp(own), "attention": attended}[pooling]
+            assert found[i, a].item() == pytest.approx(expected, rel=1e-12)
 
 
 @pytest.mark.parametrize("pooling", ["max", "logsumexp"])
@@ -106,7 +111,7 @@ def test_pooling_passes_gradients_to_the_regions_that_count(pooling: str) -> Non
 
 
 @pytest.mark.parametrize("name", ["contrastive", "noisy_or", "negative_unlabelled", "both"])
-@pytest.mark.parametrize("pooling", ["max", "logsumexp"])
+@pytest.mark.parametrize("pooling", ["max", "logsumexp", "attention"])
 @pytest.mark.parametrize("contrast", ["images", "both"])
 def test_an_image_without_regions_does_not_spoil_the_batch(name: str, pooling: str, contrast: str) -> None:
     config = MappingConfig.model_validate({"loss": name, "pooling": pooling, "contrast": contrast})
@@ -114,7 +119,8 @@ def test_an_image_without_regions_does_not_spoil_the_batch(name: str, pooling: s
     cosine = torch.rand(9, ATTRIBUTES, requires_grad=True)
     said = mentions()
     assert said[1].any()
-    loss = mapping_loss(config, cosine, 10 * cosine - 2, image_of, said, torch.full((ATTRIBUTES,), 0.3))
+    evidence = Evidence(image_of, said, torch.full((ATTRIBUTES,), 0.3))
+    loss = mapping_loss(config, cosine, chances(10 * cosine - 2), evidence)
     assert torch.isfinite(loss)
     loss.backward()
     assert cosine.grad is not None
@@ -122,24 +128,50 @@ def test_an_image_without_regions_does_not_spoil_the_batch(name: str, pooling: s
     assert cosine.grad.any()
 
 
-def test_noisy_or_equals_loops() -> None:
-    said, image_of = mentions(), regions([2, 1, 3, 1, 1, 2])
+HALF = torch.full((ATTRIBUTES,), 0.5, dtype=torch.float64)
+
+
+@pytest.mark.parametrize("some_drawn", [False, True])
+def test_noisy_or_equals_loops(some_drawn: bool) -> None:
+    """Image 1 has no region, so it teaches nothing; drawn images neither."""
+    said, image_of = mentions(), regions([2, 0, 4, 1, 1, 2])
     logit = 2 * torch.randn(10, ATTRIBUTES, dtype=torch.float64)
-    total = 0.0
-    for i in range(IMAGES):
-        for a in range(ATTRIBUTES):
+    drawn = torch.tensor([False, False, False, some_drawn, False, False])
+    means = []
+    for a in range(ATTRIBUTES):
+        terms = []
+        for i in range(IMAGES):
+            if i == 1 or drawn[i]:
+                continue
             none = 1.0
             for r in range(10):
                 if image_of[r] == i:
                     none *= 1 - 1 / (1 + math.exp(-float(logit[r, a])))
-            total -= math.log(1 - none) if said[i, a] else math.log(none)
-    assert noisy_or(logit, image_of, said).item() == pytest.approx(total / said.numel(), rel=1e-9)
+            terms.append(-math.log(1 - none) if said[i, a] else -math.log(none))
+        means += [sum(terms) / len(terms)] if terms else []
+    evidence = Evidence(image_of, said, HALF, drawn if some_drawn else None)
+    assert noisy_or(chances(logit), evidence).item() == pytest.approx(sum(means) / len(means), rel=1e-9)
 
 
+def test_exclusive_attributes_share_a_softmax_with_none_of_them() -> None:
+    logit = 3 * torch.randn(4, ATTRIBUTES, dtype=torch.float64)
+    found = chances(logit, torch.tensor([1, ALONE, 0, 1, 0]))
+    for r in range(4):
+        for group in ([0, 3], [2, 4], [1]):
+            total = 1.0 + sum(math.exp(float(logit[r, a])) for a in group)
+            for a in group:
+                p = math.exp(float(logit[r, a])) / total
+                assert found.has[r, a].item() == pytest.approx(math.log(p), rel=1e-9)
+                assert found.lacks[r, a].item() == pytest.approx(math.log(1 - p), rel=1e-6, abs=2e-6)
+    alone = chances(logit, torch.full((ATTRIBUTES,), ALONE))
+    assert torch.equal(alone.has, chances(logit).has)
+
+
+@pytest.mark.parametrize("group", [None, torch.tensor([0, 0, 1, 1, 1])], ids=["alone", "exclusive"])
 @pytest.mark.parametrize("size", [1.0, 30.0, 1000.0])
-def test_noisy_or_stays_finite(size: float) -> None:
+def test_noisy_or_stays_finite(size: float, group: torch.Tensor | None) -> None:
     logit = (size * torch.randn(10, ATTRIBUTES)).requires_grad_()
-    loss = noisy_or(logit, regions([2, 1, 3, 1, 1, 2]), mentions())
+    loss = noisy_or(chances(logit, group), Evidence(regions([2, 1, 3, 1, 1, 2]), mentions(), HALF))
     assert torch.isfinite(loss)
     assert torch.isfinite(torch.autograd.grad(loss, logit)[0]).all()
 
@@ -166,7 +198,8 @@ def test_negative_unlabelled_equals_loops(share: float) -> None:
     logit = 2 * torch.randn(10, ATTRIBUTES, dtype=torch.float64)
     share_A = torch.linspace(share / 2, share, ATTRIBUTES, dtype=torch.float64)
     expected = risk_by_loops(logit.numpy(), image_of.tolist(), said.numpy(), share_A.tolist())
-    assert negative_unlabelled(logit, image_of, said, share_A).item() == pytest.approx(expected, rel=1e-12)
+    evidence = Evidence(image_of, said, share_A)
+    assert negative_unlabelled(chances(logit), evidence).item() == pytest.approx(expected, rel=1e-12)
 
 
 def test_rates_recover_what_simulated_data_were_made_with() -> None:

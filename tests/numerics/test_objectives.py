@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from torch import nn
 from villa_dist.config import ImageTowerConfig, MappingConfig, ModelConfig, TextTowerConfig
 from villa_dist.data.loader import PairBatch
 from villa_dist.distributed import world_size
+from villa_dist.mapping.evidence import ALONE
 from villa_dist.mapping.model import MappingModel
 from villa_dist.train.objective import MappingObjective, RegionObjective, WholeObjective
 from villa_dist.vlm.model import RegionVLM
@@ -39,7 +41,7 @@ def batch(first: int, stop: int, counts: list[int], *, mentions: bool) -> PairBa
     mine = (image_of >= first) & (image_of < stop)
     own = (image_of_row >= first) & (image_of_row < stop)
     row, attribute = (np.ascontiguousarray(n) for n in np.nonzero(said[own]))
-    return PairBatch(
+    made = PairBatch(
         pixels=pixels[first:stop],
         texts=TEXTS[first:stop],
         boxes=boxes[mine],
@@ -48,7 +50,9 @@ def batch(first: int, stop: int, counts: list[int], *, mentions: bool) -> PairBa
         attribute=torch.from_numpy(attribute),
         feature=None,
         images=stop - first,
+        drawn=torch.tensor([False, True, False, False])[first:stop],
     )
+    return replace(made, others=(replace(made, pixels=255 - pixels[first:stop]),))
 
 
 def objective(name: str) -> nn.Module:
@@ -56,9 +60,13 @@ def objective(name: str) -> nn.Module:
     if name in ("whole", "region"):
         vlm = RegionVLM(MODEL)
         return WholeObjective(vlm) if name == "whole" else RegionObjective(vlm, PROMPTS)
-    config = MappingConfig.model_validate({"loss": name, "hidden": 16})
+    options = {"exclusive": ["a", "b"]} if name == "both, exclusive" else {}
+    config = MappingConfig.model_validate({"loss": name.split(",")[0], "hidden": 16, **options})
     attribute = nn.functional.normalize(torch.randn(VOCABULARY, 12), dim=-1)
-    model = MappingModel(config, TOWER, attribute, torch.full((VOCABULARY,), 0.2), 0)
+    group = torch.tensor([0, 1, 0, ALONE, 1, 0])
+    expert = torch.tensor([0, 1, 0, 1, 1, 0])
+    rate = torch.full((VOCABULARY,), 0.2)
+    model = MappingModel(config, TOWER, attribute, rate, 0, group=group, expert=expert, experts=2)
     return MappingObjective(model, torch.full((VOCABULARY,), 0.4))
 
 
@@ -101,6 +109,6 @@ def test_fitting_a_mapping_by_noisy_or(ranks: RankPool, world: int, counts: list
     check(ranks, "noisy_or", world, counts)
 
 
-@pytest.mark.parametrize("name", ["contrastive", "negative_unlabelled", "both"])
+@pytest.mark.parametrize("name", ["contrastive", "negative_unlabelled", "both", "both, exclusive"])
 def test_fitting_a_mapping_by_other_losses(ranks: RankPool, name: str) -> None:
     check(ranks, name, 2, UNEVEN)

@@ -192,3 +192,26 @@ def test_prompts_are_of_each_attribute_alone() -> None:
     for index, prompts in enumerate(words.PROMPTS):
         assert len(prompts) in (3, 4)
         assert all(matcher.find(p) == [index] for p in prompts)
+
+
+def test_noise_leaves_out_and_adds_attributes_to_the_texts_alone(digits: Digits) -> None:
+    clean, noisy = (
+        generate.generate(16, 0, "train", ShardPlan(0, 200), SHARD_IMAGES, digits, generate.Flaws(text_noise=noise))
+        for noise in (0.0, 0.05)
+    )
+    assert np.array_equal(clean.pixels, noisy.pixels)
+    assert np.array_equal(clean.attributes, noisy.attributes)
+    held = np.zeros((200, 20), bool)
+    np.logical_or.at(held, clean.image_of, clean.attributes)
+    matcher = PhraseMatcher(words.ATTRIBUTES)
+    said = np.zeros((200, 20), bool)
+    for n, text in enumerate(noisy.texts):
+        said[n, matcher.find(text)] = True
+    assert (held & ~said).sum() / held.sum() == pytest.approx(0.05, abs=0.015)
+    assert (~held & said).sum() / (~held).sum() == pytest.approx(0.05, abs=0.015)
+
+
+def test_coupled_digits_have_a_colour_of_their_own(digits: Digits) -> None:
+    shard = generate.generate(16, 0, "train", ShardPlan(0, 200), SHARD_IMAGES, digits, generate.Flaws(coupling=0.8))
+    digit, colour = shard.attributes[:, :10].argmax(1), shard.attributes[:, 10:15].argmax(1)
+    assert (colour == digit % 5).mean() == pytest.approx(0.8 + 0.2 / 5, abs=0.03)

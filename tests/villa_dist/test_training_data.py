@@ -13,9 +13,9 @@ from shards.collect import conservation
 from shards.commit import StageFolder
 from shards.errors import ShardError
 from villa_dist.config_file import load
-from villa_dist.data.loader import Batches, PairBatch
+from villa_dist.data.loader import Batches, Changes, Draws, PairBatch, Recipe
 from villa_dist.data.samples import Samples
-from villa_dist.data.transforms import shift, stack
+from villa_dist.data.transforms import TURNS, shift, stack, turned
 from villa_dist.encoders.text import tokenize_words, word_bucket
 from villa_dist.stages.base import StageRequest
 from villa_dist.stages.ingest import units
@@ -45,7 +45,19 @@ def samples(dataset: str, stage: str | None = "truth") -> Samples:
     return Samples(dataset, stage, images=True, max_pixels=10_000)
 
 
-def batches(dataset: str, rank: int = 0, world: int = 1, start: int = 0, stop: int = 5, move: int = 2) -> Batches:
+DRAWS = Draws(np.array([[0, 1], [2, 0], [3, 1]]), np.array([0.2, 0.9, 1.0]))
+CHANGED = Recipe(2, (Changes(turn=True), Changes(recolour=True)), DRAWS)
+
+
+def batches(
+    dataset: str,
+    rank: int = 0,
+    world: int = 1,
+    start: int = 0,
+    stop: int = 5,
+    move: int = 2,
+    recipe: Recipe | None = None,
+) -> Batches:
     return Batches(
         samples(dataset),
         seed=3,
@@ -53,7 +65,7 @@ def batches(dataset: str, rank: int = 0, world: int = 1, start: int = 0, stop: i
         batch_images=8,
         rank=rank,
         world=world,
-        shift_pixels=move,
+        recipe=recipe or Recipe(move),
         start=start,
         stop=stop,
     )
@@ -89,12 +101,58 @@ def test_ingest_conserves_every_sample(dataset: str) -> None:
     assert manifest.read(StageFolder(dataset, "truth")).keys == found.keys
 
 
+@pytest.mark.parametrize("recipe", [Recipe(2), CHANGED], ids=["shifted", "changed and drawn"])
 @pytest.mark.parametrize("world", [2, 4, 8])
-def test_any_number_of_ranks_sees_the_same_global_batches(dataset: str, world: int) -> None:
-    whole = batches(dataset)
-    parts = [batches(dataset, rank, world) for rank in range(world)]
+def test_any_number_of_ranks_sees_the_same_global_batches(dataset: str, world: int, recipe: Recipe) -> None:
+    whole = batches(dataset, recipe=recipe)
+    parts = [batches(dataset, rank, world, recipe=recipe) for rank in range(world)]
     for step in range(4):
-        assert equal(joined([p.batch(step) for p in parts]), whole.batch(step))
+        found, expected = [p.batch(step) for p in parts], whole.batch(step)
+        assert equal(joined(found), expected)
+        if recipe is CHANGED:
+            assert [len(p.others) for p in [expected, *found]] == [1] * (world + 1)
+            assert equal(joined([p.others[0] for p in found]), expected.others[0])
+            assert not equal(expected, expected.others[0])
+            assert expected.drawn is not None
+            assert expected.drawn.tolist() == [False, True] * 4
+
+
+def test_draws_follow_their_weights_and_leave_every_second_place() -> None:
+    drawn = [DRAWS.at(5, position) for position in range(4000)]
+    assert drawn[::2] == [None] * 2000
+    share = [sum(d == tuple(place) for d in drawn[1::2]) / 2000 for place in DRAWS.place.tolist()]
+    assert share == pytest.approx([0.2, 0.7, 0.1], abs=0.04)
+    assert drawn == [DRAWS.at(5, position) for position in range(4000)] != [DRAWS.at(6, p) for p in range(4000)]
+
+
+def test_an_image_drawn_again_is_changed_otherwise(dataset: str) -> None:
+    one = Recipe(2, (Changes(turn=True, recolour=True),), Draws(np.array([[0, 1]]), np.array([1.0])))
+    pixels = [p for step in range(3) for p in batches(dataset, recipe=one).batch(step).pixels[1::2]]  # type: ignore[index]
+    assert len({p.numpy().tobytes() for p in pixels}) > 8
+
+
+@pytest.mark.parametrize("turn", range(TURNS))
+def test_boxes_follow_what_is_turned(turn: int) -> None:
+    """A box round the only bright pixels stays round them; one turn leaves all as it is."""
+    pixels = np.zeros((7, 11, 3), np.uint8)
+    pixels[1:3, 4:9] = 200
+    found, boxes = turned(pixels, np.array([[4.0, 1.0, 9.0, 3.0]], np.float32), turn)
+    assert found.shape == ((11, 7, 3) if turn & 4 else (7, 11, 3))
+    rows, columns = np.nonzero(found[..., 0])
+    assert boxes[0].tolist() == [columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]
+    assert (turn == 0) == (found.shape == pixels.shape and bool((found == pixels).all()))
+
+
+def test_the_turns_are_all_different_and_recolouring_keeps_grey(dataset: str) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (6, 6, 3), np.uint8)
+    assert len({turned(pixels, np.zeros((0, 4)), t)[0].tobytes() for t in range(TURNS)}) == TURNS
+    batch = batches(dataset, recipe=Recipe(0, (Changes(recolour=True),))).batch(0)
+    plain = batches(dataset, recipe=Recipe(0)).batch(0)
+    assert batch.pixels is not None and plain.pixels is not None
+    assert not torch.equal(batch.pixels, plain.pixels)
+    assert torch.equal(batch.pixels.sort(1).values, plain.pixels.sort(1).values)
+    assert batch.others == ()
+    assert batch.drawn is None
 
 
 def test_a_batch_size_that_does_not_divide_is_refused(dataset: str) -> None:

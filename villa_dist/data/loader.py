@@ -18,9 +18,11 @@ from torch import Tensor
 
 from shards.order import GlobalOrder
 from villa_dist.data.samples import Row, Samples
-from villa_dist.data.transforms import shift, stack
+from villa_dist.data.transforms import TURNS, shift, stack, turned
 
 AHEAD = 3
+DRAW, CHANGE = 1, 2  # what a random number is for
+DRAWN = 1 << 40  # beyond any epoch
 
 
 @dataclass(frozen=True)
@@ -40,12 +42,17 @@ class PairBatch:
     feature: Tensor | None  # R D, frozen region features
     images: int
     sizes: Tensor | None = None  # N 2: height and width of each image in the padded pixels; None: all fill them
+    drawn: Tensor | None = None  # N bool: drawn by `Draws` instead of in the global order
+    others: tuple[PairBatch, ...] = ()  # the same images by the other `Recipe.changes`
 
     def to(self, device: torch.device) -> PairBatch:
         if device.type == "cpu":
             return self
         tensors = {f.name: getattr(self, f.name) for f in fields(self)}
-        moved = {k: v.to(device, non_blocking=True) for k, v in tensors.items() if isinstance(v, Tensor)}
+        moved: dict[str, object] = {
+            k: v.to(device, non_blocking=True) for k, v in tensors.items() if isinstance(v, Tensor)
+        }
+        moved["others"] = tuple(other.to(device) for other in self.others)
         return replace(self, **moved)  # type: ignore[arg-type]
 
 
@@ -71,6 +78,53 @@ def collate(rows: list[Row], mentions: bool) -> PairBatch:
     )
 
 
+@dataclass(frozen=True)
+class Draws:
+    """Samples that take every second place of the global batch, each drawn by its weight: (shard, row) and the running sum
+    of the weights, which ends with 1."""
+
+    place: np.ndarray  # K x 2
+    until: np.ndarray  # K
+
+    def at(self, seed: int, position: int) -> tuple[int, int] | None:
+        """What stands at a position of the endless sample stream; None: what the global order says."""
+        if position % 2 == 0:
+            return None
+        where = np.searchsorted(self.until, np.random.default_rng([seed, DRAW, position]).random(), side="right")
+        shard, row = self.place[min(int(where), len(self.place) - 1)].tolist()
+        return shard, row
+
+
+@dataclass(frozen=True)
+class Changes:
+    """What is done to an image: turned and mirrored, its colour channels exchanged."""
+
+    turn: bool = False
+    recolour: bool = False
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a job's images are changed and chosen, a pure function of seed and place."""
+
+    shift_pixels: int = 0
+    changes: tuple[Changes, ...] = (Changes(),)  # each makes a batch of its own
+    draws: Draws | None = None
+
+
+def changed(row: Row, changes: Changes, shift_pixels: int, identity: tuple[int, ...]) -> Row:
+    """The row with its image changed as `identity` says: seed, epoch, shard, row, number of the change."""
+    if row.pixels is None:
+        return row
+    pixels, boxes = shift(row.pixels, shift_pixels, identity[:4]), row.boxes
+    random = np.random.default_rng([*identity, CHANGE])
+    if changes.recolour:
+        pixels = pixels[..., random.permutation(3)]
+    if changes.turn:
+        pixels, boxes = turned(pixels, boxes, int(random.integers(TURNS)))
+    return replace(row, pixels=pixels, boxes=boxes)
+
+
 class Batches:
     """Batches of one rank from `start` to `stop`. `waited` is the seconds the consumer spent waiting."""
 
@@ -83,13 +137,13 @@ class Batches:
         batch_images: int,
         rank: int,
         world: int,
-        shift_pixels: int,
+        recipe: Recipe,
         start: int,
         stop: int,
     ) -> None:
         if batch_images % world:
             raise ValueError(f"a global batch of {batch_images} images is not divisible by {world} ranks")
-        self.samples, self.seed, self.shift_pixels = samples, seed, shift_pixels
+        self.samples, self.seed, self.recipe = samples, seed, recipe
         self.order = GlobalOrder(samples.manifest.samples, seed, window)
         self.batch_images, self.part, self.rank = batch_images, batch_images // world, rank
         self.start, self.stop = start, stop
@@ -97,14 +151,23 @@ class Batches:
 
     def batch(self, step: int) -> PairBatch:
         first = step * self.batch_images + self.rank * self.part
-        rows = []
-        for epoch, shard, row in self.order.locate(first, first + self.part).tolist():
-            found = self.samples.row(shard, row)
-            if found.pixels is not None:
-                moved = shift(found.pixels, self.shift_pixels, (self.seed, epoch, shard, row))
-                found = Row(moved, found.text, found.boxes, found.region, found.attribute, found.embedding)
-            rows.append(found)
-        return collate(rows, mentions=self.samples.stage == "regions")
+        rows, drawn = [], []
+        for position, (epoch, shard, row) in enumerate(self.order.locate(first, first + self.part).tolist(), first):
+            chosen = self.recipe.draws.at(self.seed, position) if self.recipe.draws else None
+            if chosen:
+                shard, row = chosen
+                epoch = position + DRAWN  # the same image is drawn several times an epoch, each time changed otherwise
+            rows.append((self.samples.row(shard, row), (self.seed, epoch, shard, row)))
+            drawn.append(chosen is not None)
+        mentions = self.samples.stage == "regions"
+        made = [
+            replace(
+                collate([changed(row, change, self.recipe.shift_pixels, (*at, k)) for row, at in rows], mentions),
+                drawn=torch.tensor(drawn) if self.recipe.draws else None,
+            )
+            for k, change in enumerate(self.recipe.changes)
+        ]
+        return replace(made[0], others=tuple(made[1:]))
 
     def __iter__(self) -> Iterator[tuple[int, PairBatch]]:
         ready: queue.Queue[tuple[int, PairBatch] | BaseException | None] = queue.Queue(AHEAD)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Float, UInt8
 
 
 def shift(pixels: UInt8[np.ndarray, "H W 3"], limit: int, identity: Sequence[int]) -> UInt8[np.ndarray, "H W 3"]:
@@ -16,6 +16,29 @@ def shift(pixels: UInt8[np.ndarray, "H W 3"], limit: int, identity: Sequence[int
     padded = np.pad(pixels, ((limit, limit), (limit, limit), (0, 0)))
     height, width = pixels.shape[:2]
     return padded[limit - down : limit - down + height, limit - right : limit - right + width]
+
+
+TURNS = 8  # quarter turns and their mirror images
+
+
+def turned(
+    pixels: UInt8[np.ndarray, "H W 3"], boxes: Float[np.ndarray, "R 4"], turn: int
+) -> tuple[UInt8[np.ndarray, "h w 3"], Float[np.ndarray, "R 4"]]:
+    """Mirrored (bit 0 of `turn`), upside down (bit 1) and with its axes exchanged (bit 2), the boxes with it."""
+    height, width = pixels.shape[:2]
+    if turn & 1:
+        pixels, boxes = (
+            pixels[:, ::-1],
+            np.stack([width - boxes[:, 2], boxes[:, 1], width - boxes[:, 0], boxes[:, 3]], 1),
+        )
+    if turn & 2:
+        pixels, boxes = (
+            pixels[::-1],
+            np.stack([boxes[:, 0], height - boxes[:, 3], boxes[:, 2], height - boxes[:, 1]], 1),
+        )
+    if turn & 4:
+        pixels, boxes = pixels.transpose(1, 0, 2), boxes[:, [1, 0, 3, 2]]
+    return pixels, boxes
 
 
 def stack(images: Sequence[UInt8[np.ndarray, "H W 3"]]) -> UInt8[np.ndarray, "N 3 H W"]:

@@ -75,7 +75,24 @@ def plan(target: int, seed: int, split: str, budget: int, images: int | None, sh
         spent += int(counts.sum())
 
 
-def generate(target: int, seed: int, split: str, chosen: ShardPlan, shard_images: int, digits: Digits) -> DocShard:
+@dataclass(frozen=True)
+class Flaws:
+    """text_noise: chance that a text leaves out an attribute, and that it mentions one which no region has. coupling: chance
+    that a digit has the colour that goes with it (digit modulo 5) instead of any."""
+
+    text_noise: float = 0.0
+    coupling: float = 0.0
+
+
+def generate(
+    target: int,
+    seed: int,
+    split: str,
+    chosen: ShardPlan,
+    shard_images: int,
+    digits: Digits,
+    flaws: Flaws = Flaws(),
+) -> DocShard:
     """All samples of one shard. `shard_images` is the length of the stream the shard is cut from."""
     shapes_NG, kept_NG = (a[: chosen.images] for a in structure(target, seed, split, chosen.shard, shard_images))
     rng = np.random.default_rng([seed, SPLITS.index(split), chosen.shard, 1])
@@ -84,6 +101,9 @@ def generate(target: int, seed: int, split: str, chosen: ShardPlan, shard_images
     regions = len(shape_R)
     digit_R = rng.integers(0, len(digits.labels), regions)
     colour_R = rng.integers(0, len(words.COLOURS), regions)
+    spoil = np.random.default_rng([seed, SPLITS.index(split), chosen.shard, 2])
+    coupled_R = spoil.random(regions) < flaws.coupling
+    colour_R[coupled_R] = digits.labels[digit_R[coupled_R]] % len(words.COLOURS)
     size_R = rng.integers(0, len(words.SIZES), regions)
     place_R2 = rng.integers(0, PLACES, (regions, 2))
     cells_NG = rng.random((chosen.images, GRID * GRID)).argsort(1)
@@ -105,11 +125,24 @@ def generate(target: int, seed: int, split: str, chosen: ShardPlan, shard_images
     corner_R2 = np.stack([cell_R % GRID, cell_R // GRID], 1) * CELL
     return DocShard(
         pixels.reshape(chosen.images, SIDE, SIDE, 3),
-        texts(attributes_RA, image_of_R, chosen.images, rng),
+        texts(*_spoilt(attributes_RA, image_of_R, chosen.images, flaws.text_noise, spoil), chosen.images, rng),
         image_of_R,
         np.concatenate([corner_R2, corner_R2 + CELL], 1).astype(np.float32),
         attributes_RA,
     )
+
+
+def _spoilt(
+    attributes_RA: np.ndarray, image_of_R: np.ndarray, images: int, noise: float, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
+    """What the texts say (rows x A, and the image of each row): the regions' attributes, some dropped and others added."""
+    if noise == 0:
+        return attributes_RA, image_of_R
+    held_NA = np.zeros((images, attributes_RA.shape[1]), bool)
+    np.logical_or.at(held_NA, image_of_R, attributes_RA)
+    wrong_NA = rng.random(held_NA.shape) < noise
+    kept_RA = attributes_RA & ~(held_NA & wrong_NA)[image_of_R]
+    return np.concatenate([kept_RA, ~held_NA & wrong_NA]), np.concatenate([image_of_R, np.arange(images)])
 
 
 def texts(attributes_RA: np.ndarray, image_of_R: np.ndarray, images: int, rng: np.random.Generator) -> list[str]:

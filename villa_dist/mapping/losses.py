@@ -1,59 +1,55 @@
 """Losses that fit a mapping from image-level mentions, beside the paper's contrast (`villa_dist.losses`).
 
-Letters: I images, R regions, A attributes. Rows of `logit_RA` belong to images `image_of`. On several ranks each holds
-equally many images and the same attributes as columns; every loss is that of the global batch.
+Letters: I images, R regions, A attributes. On several ranks each holds equally many images and the same attributes as
+columns; every loss is that of the global batch.
 """
 
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from villa_dist.config import MappingConfig
 from villa_dist.distributed import gather_rows, sum_over_ranks
 from villa_dist.losses import NEGATIVE_INFINITY, image_attribute_logits, mapping_contrast
+from villa_dist.mapping.evidence import Chances, Evidence
 
 NOISY_OR_WEIGHT = 0.3  # beside the negative-unlabelled risk in `both`
 
 
-def noisy_or(
-    logit_RA: Float[Tensor, "R A"], image_of: Int[Tensor, " R"], mentioned_IA: Bool[Tensor, "I A"]
-) -> Float[Tensor, ""]:
-    """Binary cross-entropy of "some region has a" = 1 - prod_r (1 - sigmoid(logit_ra)) against the mention."""
-    none_IA = logit_RA.new_zeros(mentioned_IA.shape).index_add(0, image_of, F.logsigmoid(-logit_RA)).clamp(max=-1e-6)
-    said = mentioned_IA.to(logit_RA.dtype)
-    loss_IA = -(said * torch.log(-torch.expm1(none_IA)) + (1 - said) * none_IA)
-    filled_I = torch.bincount(image_of, minlength=len(said)) > 0  # an image without regions has nothing to learn from
-    return (loss_IA * filled_I[:, None]).mean()
+def noisy_or(found: Chances, evidence: Evidence) -> Float[Tensor, ""]:
+    """Binary cross-entropy of "some region has a" = 1 - prod_r (1 - p_ra) against the mention: the mean over images of each
+    attribute, then over attributes. Images drawn for what they lack are left out, since they would bend the rates."""
+    said_IA = evidence.mentioned.to(found.lacks.dtype)
+    none_IA = torch.zeros_like(said_IA).index_add(0, evidence.image_of, found.lacks).clamp(max=-1e-6)
+    loss_IA = -(said_IA * torch.log(-torch.expm1(none_IA)) + (1 - said_IA) * none_IA)
+    counted_I = evidence.filled if evidence.drawn is None else evidence.filled & ~evidence.drawn
+    counted_IA = counted_I[:, None].expand_as(loss_IA)
+    total_A, count_A = sum_over_ranks(torch.stack([(loss_IA * counted_IA).sum(0), counted_IA.sum(0).to(loss_IA.dtype)]))
+    return (total_A / count_A.clamp(min=1)).sum() / (count_A > 0).sum().clamp(min=1)
 
 
-def negative_unlabelled(
-    logit_RA: Float[Tensor, "R A"],
-    image_of: Int[Tensor, " R"],
-    mentioned_IA: Bool[Tensor, "I A"],
-    share_A: Float[Tensor, " A"],
-) -> Float[Tensor, ""]:
+def negative_unlabelled(found: Chances, evidence: Evidence) -> Float[Tensor, ""]:
     """Non-negative risk: regions of images that lack a are certain negatives, the others are unlabelled, a share
-    `share_A` of them positive (after non-negative PU learning, Kiryo et al. 2017, with the classes exchanged)."""
-    unlabelled_RA = mentioned_IA[image_of]
+    `evidence.share` of them positive (after non-negative PU learning, Kiryo et al. 2017, with the classes exchanged)."""
+    unlabelled_RA = evidence.mentioned[evidence.image_of]
     negative_RA = ~unlabelled_RA
-    as_positive, as_negative = F.softplus(-logit_RA), F.softplus(logit_RA)
+    as_positive, as_negative = -found.has, -found.lacks
     sums_5A = sum_over_ranks(
         torch.stack(
             [
                 (as_positive * unlabelled_RA).sum(0),
                 (as_positive * negative_RA).sum(0),
                 (as_negative * negative_RA).sum(0),
-                unlabelled_RA.sum(0).to(logit_RA.dtype),
-                negative_RA.sum(0).to(logit_RA.dtype),
+                unlabelled_RA.sum(0).to(as_positive.dtype),
+                negative_RA.sum(0).to(as_positive.dtype),
             ]
         )
     )
     unlabelled_as_positive, negative_as_positive, negative_as_negative, count_u, count_n = sums_5A
-    usable_A = ((count_u > 0) & (count_n > 0)).to(logit_RA.dtype)
-    count_u, count_n = count_u.clamp(min=1), count_n.clamp(min=1)
+    usable_A = ((count_u > 0) & (count_n > 0)).to(as_positive.dtype)
+    count_u, count_n, share_A = count_u.clamp(min=1), count_n.clamp(min=1), evidence.share
     positive_A = unlabelled_as_positive / count_u - (1 - share_A) * negative_as_positive / count_n
     negative_A = (1 - share_A) * negative_as_negative / count_n
     return (usable_A * (positive_A.clamp(min=0) + negative_A)).sum() / usable_A.sum().clamp(min=1)
@@ -67,31 +63,23 @@ def contrast_over_attributes(logit_IA: Float[Tensor, "I A"], mentioned_IA: Bool[
 
 
 def mapping_loss(
-    config: MappingConfig,
-    cosine_RA: Float[Tensor, "R A"],
-    logit_RA: Float[Tensor, "R A"],
-    image_of: Int[Tensor, " R"],
-    mentioned_IA: Bool[Tensor, "I A"],
-    share_A: Float[Tensor, " A"],
+    config: MappingConfig, cosine_RA: Float[Tensor, "R A"], found: Chances, evidence: Evidence
 ) -> Float[Tensor, ""]:
     """The loss a config names; zero for a global batch whose texts mention no attribute."""
-    if mentioned_IA.shape[1] == 0:
-        return (cosine_RA.sum() + logit_RA.sum()) * 0.0
+    if evidence.mentioned.shape[1] == 0:
+        return (cosine_RA.sum() + found.has.sum()) * 0.0
     if config.loss == "contrastive":
-        score_RA = cosine_RA / config.temperature
-        images = mentioned_IA.shape[0]
-        filled_I = (
-            gather_rows(torch.bincount(image_of, minlength=images)) > 0
-        )  # an image without regions scores nothing
-        pooled_IA = gather_rows(image_attribute_logits(score_RA, image_of, images, config.pooling))[filled_I]
-        mentioned_IA = gather_rows(mentioned_IA.to(torch.uint8)).bool()[filled_I]
-        loss = mapping_contrast(pooled_IA, mentioned_IA, reference_denominator=config.reference_denominator)
-        return loss + contrast_over_attributes(pooled_IA, mentioned_IA) if config.contrast == "both" else loss
+        return _contrast(config, cosine_RA / config.temperature, evidence)
     if config.loss == "noisy_or":
-        return noisy_or(logit_RA, image_of, mentioned_IA)
-    risk = negative_unlabelled(logit_RA, image_of, mentioned_IA, share_A)
-    return (
-        risk
-        if config.loss == "negative_unlabelled"
-        else risk + NOISY_OR_WEIGHT * noisy_or(logit_RA, image_of, mentioned_IA)
-    )
+        return noisy_or(found, evidence)
+    risk = negative_unlabelled(found, evidence)
+    return risk if config.loss == "negative_unlabelled" else risk + NOISY_OR_WEIGHT * noisy_or(found, evidence)
+
+
+def _contrast(config: MappingConfig, score_RA: Float[Tensor, "R A"], evidence: Evidence) -> Float[Tensor, ""]:
+    filled_I = gather_rows(evidence.filled.to(torch.uint8)).bool()
+    own_IA = image_attribute_logits(score_RA, evidence.image_of, evidence.images, config.pooling, null=config.null)
+    pooled_IA = gather_rows(own_IA)[filled_I]
+    said_IA = gather_rows(evidence.mentioned.to(torch.uint8)).bool()[filled_I]
+    loss = mapping_contrast(pooled_IA, said_IA, reference_denominator=config.reference_denominator)
+    return loss + contrast_over_attributes(pooled_IA, said_IA) if config.contrast == "both" else loss

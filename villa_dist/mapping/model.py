@@ -1,93 +1,72 @@
-"""Mapping heads and the model around them.
+"""The mapping model: experts, each a tower, an adapter and a head, and the attributes that each of them scores.
 
-Letters: R regions, A attributes, E width of the region features, D width of the attribute embeddings, H hidden.
-Region features come from a frozen VLM (`encoder: frozen`) or from a tower trained with the head (`end_to_end`);
-attribute embeddings h_a are frozen: the unit mean of the prompts' embeddings by the one-to-one VLM.
+Letters: R regions, A attributes, V vocabulary, K experts, E width of the region features, D of the attribute embeddings.
+Region features come from a frozen VLM (`encoder: frozen` and `adapter`) or from towers trained with the heads
+(`end_to_end`); attribute embeddings h_a are frozen: the unit mean of the prompts' embeddings by the one-to-one VLM.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor, nn
 
 from villa_dist.config import ImageTowerConfig, MappingConfig
 from villa_dist.encoders.image import IMAGE_TOWERS
 from villa_dist.encoders.published import Published
+from villa_dist.mapping.evidence import ALONE, Chances, chances
+from villa_dist.mapping.heads import Adapter, SharedHead, head
+from villa_dist.mapping.scoring import exclusive_chances, sigmoid_chances
 
 
-class PerAttributeHeads(nn.Module):
-    """The paper's model: one projection Linear-ReLU-Linear an attribute, all in three batched products.
+class Expert(nn.Module):
+    """What scores some of the attributes. `tower` is None where features are a frozen VLM's."""
 
-    score_ra = cos(P_a(e_r), h_a). Parameters grow with the vocabulary: for tens of attributes.
-    """
-
-    def __init__(self, features: int, dim: int, hidden: int, attributes: int) -> None:
+    def __init__(self, config: MappingConfig, tower: Any, features: int, dim: int, attributes: int) -> None:
         super().__init__()
-        self.first = nn.Parameter(torch.empty(attributes, features, hidden))
-        self.first_bias = nn.Parameter(torch.zeros(attributes, 1, hidden))
-        self.second = nn.Parameter(torch.empty(attributes, hidden, dim))
-        self.second_bias = nn.Parameter(torch.zeros(attributes, 1, dim))
-        for weight in (self.first, self.second):
-            bound = 1.0 / math.sqrt(weight.shape[1])
-            nn.init.uniform_(weight, -bound, bound)
+        self.tower = tower
+        self.adapter = Adapter(features, config.hidden) if config.encoder == "adapter" else nn.Identity()
+        self.head = head(config, features, dim, attributes)
+        self.log_scale = nn.Parameter(torch.full((1,), math.log(1.0 / config.temperature)))
 
-    def forward(
+    def features(
+        self,
+        pixels: UInt8[Tensor, "N 3 H W"],
+        boxes: Float[Tensor, "R 4"],
+        image_of: Int[Tensor, " R"],
+        sizes: Int[Tensor, "N 2"] | None = None,
+    ) -> Float[Tensor, "R E"]:
+        assert self.tower is not None, "a frozen mapping takes features from an embeddings sidecar"
+        feature_RE: Tensor = self.tower.encode_regions(pixels, boxes, image_of, sizes)
+        return feature_RE
+
+    def cosine(
         self, feature: Float[Tensor, "R E"], attribute: Float[Tensor, "V D"], ids: Int[Tensor, " A"]
     ) -> Float[Tensor, "R A"]:
-        hidden_ARH = F.relu(torch.matmul(feature, self.first[ids]) + self.first_bias[ids])
-        out_ARD = torch.baddbmm(self.second_bias[ids], hidden_ARH, self.second[ids])
-        unit_ARD = F.normalize(out_ARD, dim=-1)
-        return torch.einsum("ard,ad->ra", unit_ARD, attribute[ids])
-
-
-class SharedHead(nn.Module):
-    """One head for any vocabulary: score_ra = cos(u(e_r), v(h_a)), a single matrix product over all attributes.
-
-    With P(e; h) = W2 (relu(W1 e) * gate(h)), <P(e; h), h> = <relu(W1 e), gate(h) * W2' h>: a product of a function of the
-    region and a function of the attribute's text, so attributes never seen in training are scored too.
-    """
-
-    def __init__(self, features: int, dim: int, hidden: int) -> None:
-        super().__init__()
-        self.region = nn.Linear(features, hidden)
-        self.gate = nn.Linear(dim, hidden)
-        self.attribute = nn.Linear(dim, hidden, bias=False)
-
-    def forward(
-        self, feature: Float[Tensor, "R E"], attribute: Float[Tensor, "V D"], ids: Int[Tensor, " A"]
-    ) -> Float[Tensor, "R A"]:
-        return self.of_regions(feature) @ self.of_attributes(attribute[ids]).T
-
-    def of_regions(self, feature: Float[Tensor, "R E"]) -> Float[Tensor, "R H"]:
-        return F.normalize(F.relu(self.region(feature)), dim=-1)
-
-    def of_attributes(self, chosen_AD: Float[Tensor, "A D"]) -> Float[Tensor, "A H"]:
-        return F.normalize(torch.sigmoid(self.gate(chosen_AD)) * self.attribute(chosen_AD), dim=-1)
-
-
-HEADS = {
-    "per_attribute": lambda e, d, h, a: PerAttributeHeads(e, d, h, a),
-    "shared": lambda e, d, h, a: SharedHead(e, d, h),
-}
+        score: Tensor = self.head(self.adapter(feature), attribute, ids)
+        return score
 
 
 class MappingModel(nn.Module):
     """Cosine scores of regions against attributes, and logits calibrated by each attribute's rate.
 
     attribute: V x D frozen embeddings. rate: V, the expected share of regions that have each attribute (see
-    `mapping.rates`). With `encoder: end_to_end` the model owns an image tower, built from `published` where it is of a
-    checkpoint.
+    `mapping.rates`). group: V, the number of the group whose attributes exclude one another in a region, ALONE for none.
+    expert: V, which expert scores each attribute; None: the first scores all. threshold: V, what `pairs.assign: calibrated`
+    cuts at. With `encoder: end_to_end` each expert owns an image tower, built from `published` where it is of a checkpoint.
     """
 
     attribute: Tensor
     prior: Tensor
+    group: Tensor
+    expert: Tensor
+    threshold: Tensor
 
     def __init__(
         self,
@@ -98,17 +77,36 @@ class MappingModel(nn.Module):
         features: int,
         published: Published | None = None,
         attention: str = "sdpa",
+        *,
+        group: Int[Tensor, " V"] | None = None,
+        expert: Int[Tensor, " V"] | None = None,
+        experts: int = 1,
     ) -> None:
         super().__init__()
         self.config = config
-        own = config.encoder == "end_to_end"
-        self.tower: Any = IMAGE_TOWERS[tower.kind](tower, published, attention) if own else None
-        if self.tower is not None:
-            features = self.tower.feature_dim
-        self.head = HEADS[config.head](features, attribute.shape[1], config.hidden, attribute.shape[0])
-        self.log_scale = nn.Parameter(torch.full((1,), math.log(1.0 / config.temperature)))
+        vocabulary, dim = attribute.shape
+
+        def make() -> Expert:
+            own: Any = None if config.frozen else IMAGE_TOWERS[tower.kind](tower, published, attention)
+            return Expert(config, own, features if own is None else own.feature_dim, dim, vocabulary)
+
+        self.experts = nn.ModuleList(make() for _ in range(experts))
+        self.width = features if config.frozen else self.of(0).tower.feature_dim  # of one expert's features
         self.register_buffer("attribute", attribute)
         self.register_buffer("prior", torch.logit(rate.clamp(0.01, 0.9)))
+        self.register_buffer("group", torch.full((vocabulary,), ALONE) if group is None else group)
+        self.register_buffer("expert", torch.zeros(vocabulary, dtype=torch.int64) if expert is None else expert)
+        self.register_buffer("threshold", torch.full((vocabulary,), 0.5))
+
+    def of(self, k: int) -> Expert:
+        found = self.experts[k]
+        assert isinstance(found, Expert)
+        return found
+
+    @property
+    def feature_dim(self) -> int:
+        """Width of `features`, and of what is scored."""
+        return self.width * len(self.experts)
 
     def features(
         self,
@@ -116,49 +114,87 @@ class MappingModel(nn.Module):
         boxes: Float[Tensor, "R 4"],
         image_of: Int[Tensor, " R"],
         sizes: Int[Tensor, "N 2"] | None = None,
-    ) -> Float[Tensor, "R E"]:
-        """Region features by the model's own tower (`encoder: end_to_end`)."""
-        assert self.tower is not None, "a frozen mapping takes features from an embeddings sidecar"
-        feature_RE: Tensor = self.tower.encode_regions(pixels, boxes, image_of, sizes)
-        return feature_RE
+    ) -> Float[Tensor, "R KE"]:
+        """Region features by the model's own towers (`encoder: end_to_end`), side by side."""
+        each = [self.of(k).features(pixels, boxes, image_of, sizes) for k in range(len(self.experts))]
+        return torch.cat(each, 1) if len(each) > 1 else each[0]
 
-    def cosine(self, feature: Float[Tensor, "R E"], ids: Int[Tensor, " A"]) -> Float[Tensor, "R A"]:
-        score: Tensor = self.head(feature, self.attribute, ids)
-        return score
+    def cosine(self, feature: Float[Tensor, "R KE"], ids: Int[Tensor, " A"]) -> Float[Tensor, "R A"]:
+        if len(self.experts) == 1:
+            return self.of(0).cosine(feature, self.attribute, ids)
+        out_RA = feature.new_zeros(len(feature), len(ids))
+        for k, own in enumerate(feature.split(self.width, 1)):
+            column = torch.nonzero(self.expert[ids] == k)[:, 0]
+            out_RA = out_RA.index_copy(1, column, self.of(k).cosine(own, self.attribute, ids[column]))
+        return out_RA
 
     def logits(self, cosine: Float[Tensor, "R A"], ids: Int[Tensor, " A"]) -> Float[Tensor, "R A"]:
-        return cosine * self.log_scale.exp() + self.prior[ids]
+        scale_K = torch.cat([self.of(k).log_scale for k in range(len(self.experts))]).exp()
+        return cosine * scale_K[self.expert[ids]] + self.prior[ids]
 
-    def scores(self, feature: Float[Tensor, "R E"], ids: Int[Tensor, " A"]) -> Float[Tensor, "R A"]:
+    def chances(self, cosine: Float[Tensor, "R A"], ids: Int[Tensor, " A"]) -> Chances:
+        """Of attributes `ids`, which are all that a region is taken to choose from."""
+        return chances(self.logits(cosine, ids), self.group[ids] if self.config.exclusive else None)
+
+    def scores(self, feature: Float[Tensor, "R KE"], ids: Int[Tensor, " A"]) -> Float[Tensor, "R A"]:
         """What assignment cuts: the cosine after a contrastive fit, a probability after the others."""
         cosine = self.cosine(feature, ids)
-        return cosine if self.config.loss == "contrastive" else torch.sigmoid(self.logits(cosine, ids))
+        return cosine if self.config.loss == "contrastive" else self.chances(cosine, ids).has.exp()
 
     def score_images(
-        self, feature: Float[Tensor, "R E"], regions: Sequence[int], mentions: Sequence[Int[np.ndarray, " a"]]
+        self, feature: Float[Tensor, "R KE"], regions: Sequence[int], mentions: Sequence[Int[np.ndarray, " a"]]
     ) -> list[Float[np.ndarray, "r a"]]:
         """`scores` of each image's own regions and attributes, which are a small part of all R x A: image i has the next
         `regions[i]` rows of `feature` and the ids `mentions[i]`. One pass over the regions, one over the distinct ids."""
         images = self._cosines(feature, regions, mentions)
         if self.config.loss == "contrastive" or not images:
             return images
-        scale, prior = float(self.log_scale.exp()), self.prior.cpu().numpy()
-        logits = [c * np.float32(scale) + prior[ids] for c, ids in zip(images, mentions, strict=True)]
-        flat = torch.sigmoid(torch.from_numpy(np.concatenate([x.ravel() for x in logits]))).numpy()
-        ends = np.cumsum([x.size for x in logits]).tolist()
-        return [flat[end - x.size : end].reshape(x.shape) for end, x in zip(ends, logits, strict=True)]
+        scale, prior = self._scales, self.prior.cpu().numpy()
+        logits = [c * scale[ids] + prior[ids] for c, ids in zip(images, mentions, strict=True)]
+        if self.config.exclusive:
+            return exclusive_chances(logits, [self.groups[ids] for ids in mentions])
+        return sigmoid_chances(logits)
+
+    @cached_property
+    def groups(self) -> Int[np.ndarray, " V"]:
+        """`group` of a finished model."""
+        groups: np.ndarray = self.group.cpu().numpy()
+        return groups
+
+    @cached_property
+    def thresholds(self) -> Float[np.ndarray, " V"]:
+        """`threshold` of a finished model."""
+        thresholds: np.ndarray = self.threshold.cpu().numpy()
+        return thresholds
+
+    @cached_property
+    def _scales(self) -> Float[np.ndarray, " V"]:
+        scale_K = np.array([float(self.of(k).log_scale.exp()) for k in range(len(self.experts))], np.float32)
+        scales: np.ndarray = scale_K[self.expert.cpu().numpy()]
+        return scales
 
     def _cosines(
-        self, feature: Float[Tensor, "R E"], regions: Sequence[int], mentions: Sequence[Int[np.ndarray, " a"]]
+        self, feature: Float[Tensor, "R KE"], regions: Sequence[int], mentions: Sequence[Int[np.ndarray, " a"]]
     ) -> list[Float[np.ndarray, "r a"]]:
         device = self.attribute.device
         starts = np.concatenate([[0], np.cumsum(regions)]).tolist()
         spans = [slice(a, b) for a, b in zip(starts, starts[1:], strict=False)]
-        if not isinstance(self.head, SharedHead):
+        if self.config.head != "shared":
             every = [torch.from_numpy(ids).to(device) for ids in mentions]
             return [self.cosine(feature[s].to(device), ids).cpu().numpy() for s, ids in zip(spans, every, strict=True)]
         distinct, at = np.unique(np.concatenate([np.zeros(0, np.int64), *mentions]), return_inverse=True)
-        u_RH = self.head.of_regions(feature.to(device)).cpu().numpy()
-        v_AH = self.head.of_attributes(self.attribute[torch.from_numpy(distinct).to(device)]).cpu().numpy()
+        u_RH, v_AH = self._both_sides(feature.to(device), torch.from_numpy(distinct).to(device))
         places = np.split(at, np.cumsum([len(ids) for ids in mentions])[:-1]) if mentions else []
         return [u_RH[span] @ v_AH[place].T for span, place in zip(spans, places, strict=True)]
+
+    def _both_sides(
+        self, feature: Float[Tensor, "R KE"], ids: Int[Tensor, " A"]
+    ) -> tuple[Float[np.ndarray, "R KH"], Float[np.ndarray, "A KH"]]:
+        """Regions and attributes whose product is the cosine: an attribute is zero but in the columns of its expert."""
+        u, v = [], []
+        for k, own in enumerate(feature.split(self.width, 1)):
+            expert = self.of(k)
+            assert isinstance(expert.head, SharedHead)
+            u.append(expert.head.of_regions(expert.adapter(own)))
+            v.append(expert.head.of_attributes(self.attribute, ids) * (self.expert[ids] == k)[:, None])
+        return torch.cat(u, 1).cpu().numpy(), torch.cat(v, 1).cpu().numpy()

@@ -28,6 +28,7 @@ from villa_dist.profile import summed, worker_seconds
 from villa_dist.runner import Runner
 from villa_dist.stages.base import StageRequest
 from villa_dist.stages.ingest import Unit, units
+from villa_dist.train import lessons
 from villa_dist.train.jobs import TrainRequest, kept_below, model_folder
 from villa_dist.vlm.model import RegionVLM
 
@@ -190,7 +191,7 @@ def loads(config: Config, source: Source) -> dict[str, Load]:
     every = Load(sum(source.images.values()), sum(map(len, shards.values())))
     train = Load(source.images["train"], len(shards["train"]))
     part = {split: _share(config, names) for split, names in shards.items()}
-    frozen = config.mapping.encoder == "frozen"
+    frozen = config.mapping.frozen
     kept = round(sum(source.images[split] * part[split] for split in shards)) if frozen else 0
     regions = Load(every.images, every.shards, kept)
     if config.pairs.fused:
@@ -210,13 +211,15 @@ def stand_in(config: Config, small: Config) -> None:
     place = model_folder(config, "one_to_one")
     vlm = models.load_vlm(place) if models.done(place) else RegionVLM(config.model).eval()
     models.write(model_folder(small, "one_to_one"), vlm, "plan")
-    width, features = len(vocabulary.read(Store(small.run))), vlm.image.feature_dim
-    attribute = torch.nn.functional.normalize(torch.randn(width, vlm.dim), dim=-1)
-    rate = torch.full((width,), RATE)
+    words, features = vocabulary.read(Store(small.run)), vlm.image.feature_dim
+    attribute = torch.nn.functional.normalize(torch.randn(len(words), vlm.dim), dim=-1)
+    rate = torch.full((len(words),), RATE)
     image, attention = config.model.image, config.model.attention
-    mapping = MappingModel(config.mapping, image, attribute, rate, features, vlm.published, attention)
+    changes, expert = lessons.changes(config.mapping, words.groups)
+    start = (attribute, rate, features, vlm.published, attention)
+    mapping = MappingModel(config.mapping, image, *start, expert=expert, experts=len(changes))
     weights = {name: tensor.detach().contiguous() for name, tensor in mapping.state_dict().items()}
-    description = models.mapping_description(config.mapping, config.model, features, vlm.published)
+    description = models.mapping_description(config.mapping, config.model, features, vlm.published, len(changes))
     models.commit(model_folder(small, "mapping"), weights, description, {}, "plan")
 
 

@@ -81,7 +81,10 @@ class IngestStage:
         timers, doc = Timers(), self.config.docmnist
         plan = generate.ShardPlan(int(unit.shard), unit.images)
         with timers.time("generate"):
-            made = generate.generate(doc.target, self.config.seed, self.request.split, plan, doc.shard_images, chosen)
+            flaws = generate.Flaws(doc.text_noise, doc.coupling)
+            made = generate.generate(
+                doc.target, self.config.seed, self.request.split, plan, doc.shard_images, chosen, flaws
+            )
         keys = [f"{unit.shard}-{n:05d}" for n in range(unit.images)]
         truth = StageFolder(self.request.dataset, "truth")
         with truth.attempt(unit.shard) as attempt, timers.time("write"):

@@ -22,6 +22,7 @@ from shards.reader import BaseShard, embeddings_of, read_sidecar
 from villa_dist import models
 from villa_dist.encoders.precision import best_device
 from villa_dist.mapping.assign import assign
+from villa_dist.mapping.quality import Monitor
 from villa_dist.observe import Timers
 from villa_dist.stages.base import StageRequest, commit_sidecar
 from villa_dist.stages.images import NO_BOXES, embed_regions
@@ -75,17 +76,20 @@ class PairsStage:
             known = self._known(shard, base)
             feature = self._feature(shard, known)
         images: list[RegionAttributePairs] = []
-        counts = {"regions": 0, "mentions": 0, "decoded": 0 if feature is not None else len(base)}
+        monitor = Monitor(len(base))
+        counts: dict[str, float] = {"regions": 0, "mentions": 0, "decoded": 0 if feature is not None else len(base)}
         if known is not None and feature is not None:
             runs = self._stored(known, feature)
         else:
             runs = self._looked_at(base, known, timers)
         for some in runs:
             with timers.time("map"):
-                images += self._mapped(some)
+                images += self._mapped(some, monitor)
             counts["regions"] += sum(map(len, some.boxes))
             counts["mentions"] += sum(map(len, some.mentions))
         counts["pairs"] = sum(len(p.region) for p in images)
+        with timers.time("map"):
+            counts |= monitor.result(self.model)
         with self.request.output().attempt(shard) as attempt:
             with timers.time("write"):
                 attempt.write(f"{shard}.parquet", sidecar.to_bytes(pairs_table(base.keys, images)))
@@ -161,15 +165,21 @@ class PairsStage:
         if self.vlm is not None:
             model, width = self.vlm, self.vlm.image.feature_dim
             return embed_regions(model.region_features, model, window, boxes, self.config, width, place).half().float()
-        assert self.model.tower is not None
-        width = self.model.tower.feature_dim
+        width = self.model.feature_dim
         return embed_regions(self.model.features, self.model, window, boxes, self.config, width, place)
 
-    def _mapped(self, some: Images) -> list[RegionAttributePairs]:
+    def _mapped(self, some: Images, monitor: Monitor) -> list[RegionAttributePairs]:
+        counts = [len(b) for b in some.boxes]
         with torch.inference_mode():
-            scores = self.model.score_images(some.feature, [len(b) for b in some.boxes], some.mentions)
-        each = zip(some.boxes, some.mentions, scores, strict=True)
-        return [kept_pairs(b, ids, score_RA, assign(score_RA, self.config.pairs)) for b, ids, score_RA in each]
+            scores = self.model.score_images(some.feature, counts, some.mentions)
+        pairs, config = [], self.config.pairs
+        probabilities = self.config.mapping.loss != "contrastive"
+        features = some.feature.split(counts)
+        for boxes, ids, feature, score_RA in zip(some.boxes, some.mentions, features, scores, strict=True):
+            kept_RA = assign(score_RA, config, self.model.thresholds[ids], self.model.groups[ids])
+            monitor.see(feature, ids, score_RA, kept_RA, probabilities=probabilities)
+            pairs.append(kept_pairs(boxes, ids, score_RA, kept_RA))
+        return pairs
 
 
 def kept_pairs(boxes: np.ndarray, ids: np.ndarray, score_RA: np.ndarray, kept_RA: np.ndarray) -> RegionAttributePairs:

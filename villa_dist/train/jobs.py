@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
+import pyarrow as pa
 import torch
 from torch import nn
 
@@ -20,13 +21,17 @@ from shards.store import Store
 from villa_dist import models
 from villa_dist.attributes import vocabulary
 from villa_dist.config import Config, OptimConfig
+from villa_dist.data.loader import Draws, Recipe
 from villa_dist.data.samples import Samples
 from villa_dist.mapping.model import MappingModel
 from villa_dist.mapping.rates import positive_share, rates
+from villa_dist.train import lessons
+from villa_dist.train.calibration import calibrated
 from villa_dist.train.loop import JobParts, run_job
 from villa_dist.train.objective import MappingObjective, RegionObjective, WholeObjective, join_prompts
 from villa_dist.vlm.model import RegionVLM
 
+EMBED_ATTRIBUTES = 512  # at once
 RATE_SHARDS = 256  # shards whose region sidecars are read for the attribute rates
 
 
@@ -92,14 +97,14 @@ def region_vlm(config: Config, pairs: str) -> JobParts:
 
 def mapping(config: Config) -> JobParts:
     """The mapping model over the one-to-one VLM: its frozen region features, or its tower trained on."""
-    frozen = config.mapping.encoder == "frozen"
+    frozen = config.mapping.frozen
     place = f"{config.run}/train"
     below = kept_below(config, manifest.read(StageFolder(place, "base")).shards)
     pixels = config.data.max_pixels
     samples = Samples(place, "regions", images=not frozen, embeddings=frozen, max_pixels=pixels, below=below)
     vlm = models.load_vlm(model_folder(config, "one_to_one"))
     words = vocabulary.read(Store(config.run))
-    attribute = attribute_embeddings(vlm, words)
+    changes, expert = lessons.changes(config.mapping, words.groups)
     images_with, mentions = mention_counts(config, len(words), below)
     rate = rates(images_with, mentions)
     share = torch.from_numpy(positive_share(images_with, rate)).float()
@@ -107,28 +112,46 @@ def mapping(config: Config) -> JobParts:
     model = MappingModel(
         config.mapping,
         config.model.image,
-        attribute,
+        attribute_embeddings(vlm, words),
         torch.from_numpy(rate).float(),
         features,
         vlm.published,
         config.model.attention,
+        group=lessons.exclusive_groups(config.mapping, words.groups),
+        expert=expert,
+        experts=len(changes),
     )
-    if model.tower is not None:
-        model.tower.load_state_dict(vlm.image.state_dict())
-    description = models.mapping_description(config.mapping, config.model, features, vlm.published)
-    return JobParts(MappingObjective(model, share), samples, _model_of, description)
+    if not frozen:
+        for k in range(len(changes)):
+            model.of(k).tower.load_state_dict(vlm.image.state_dict())
+    description = models.mapping_description(config.mapping, config.model, features, vlm.published, len(changes))
+    draws = (
+        absence_draws(config, samples, mentions, int(images_with.sum())) if config.mapping.draws == "absence" else None
+    )
+    objective = MappingObjective(model, share)
+
+    def complete(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        fitted = models.build_mapping(description, weights)
+        return {**weights, "threshold": calibrated(fitted, samples, share, config.mapping.fit, config.seed)}
+
+    recipe = Recipe(changes=changes, draws=draws)
+    return JobParts(objective, samples, _model_of, description, recipe=recipe, complete=complete)
 
 
 def attribute_embeddings(vlm: RegionVLM, words: vocabulary.Vocabulary) -> torch.Tensor:
-    """V x D: the unit mean of each attribute's prompts' embeddings."""
+    """V x D: the unit mean of each attribute's prompts' embeddings, a part of the vocabulary at a time."""
+    parts = [torch.zeros(0, vlm.dim)]
     with torch.no_grad():
-        tokens, group_of = join_prompts([vlm.tokenize(list(p)) for p in words.prompts])
-        return vlm.embed_groups(tokens, group_of, len(words))
+        for first in range(0, len(words), EMBED_ATTRIBUTES):
+            prompts = words.prompts[first : first + EMBED_ATTRIBUTES]
+            tokens, group_of = join_prompts([vlm.tokenize(list(p)) for p in prompts])
+            parts.append(vlm.embed_groups(tokens, group_of, len(prompts)).cpu())
+    return torch.cat(parts)
 
 
 def keeps_a_sample(config: Config) -> bool:
     """Whether fit-mapping learns from a sample of the shards, `regions.keep_embeddings` of them."""
-    return config.regions.keep_embeddings < 1 and (config.mapping.encoder == "frozen" or config.pairs.fused)
+    return config.regions.keep_embeddings < 1 and (config.mapping.frozen or config.pairs.fused)
 
 
 def kept_below(config: Config, shards: Sequence[str]) -> int:
@@ -138,17 +161,41 @@ def kept_below(config: Config, shards: Sequence[str]) -> int:
 
 def mention_counts(config: Config, attributes: int, below: int = ALL) -> tuple[np.ndarray, np.ndarray]:
     """(images with n regions, by n; images that mention each attribute), from a sample of the region sidecars."""
-    folder = StageFolder(f"{config.run}/train", "regions")
-    shards = [s for s in manifest.read(folder).shards if chosen(s, below)]
-    picked = np.random.default_rng(config.seed).permutation(len(shards))[:RATE_SHARDS]
     images_with, mentions = np.zeros(1, np.int64), np.zeros(attributes, np.int64)
-    for index in sorted(picked.tolist()):
-        table = read_sidecar(folder, shards[index], sidecar.REGIONS)
+    for _, table in _surveyed(config, below):
         counts = np.bincount(np.diff(sidecar.list_column(table, "boxes")[1]))
         size = max(len(counts), len(images_with))
         images_with = np.pad(images_with, (0, size - len(images_with))) + np.pad(counts, (0, size - len(counts)))
         mentions += np.bincount(sidecar.list_column(table, "attributes")[0], minlength=attributes)
     return images_with, mentions
+
+
+def absence_draws(config: Config, samples: Samples, mentions: np.ndarray, images: int) -> Draws | None:
+    """Images to draw by the common attributes they lack, from the same sample of the region sidecars."""
+    common = np.nonzero(mentions > lessons.COMMON * images)[0]
+    number = {name: i for i, name in enumerate(samples.manifest.shards)}
+    place, said = [np.zeros((0, 2), np.int64)], [np.zeros((0, len(common)), bool)]
+    for shard, table in _surveyed(config, samples.below):
+        attribute, at = sidecar.list_column(table, "attributes")
+        row = np.repeat(np.arange(len(table)), np.diff(at))
+        column = np.full(len(mentions), -1)
+        column[common] = np.arange(len(common))
+        here = column[attribute] >= 0
+        mentioned = np.zeros((len(table), len(common)), bool)
+        mentioned[row[here], column[attribute[here]]] = True
+        filled = np.diff(sidecar.list_column(table, "boxes")[1]) > 0
+        place.append(np.stack([np.full(len(table), number[shard]), np.arange(len(table))], 1)[filled])
+        said.append(mentioned[filled])
+    return lessons.absence_draws(np.concatenate(place), np.concatenate(said))
+
+
+def _surveyed(config: Config, below: int) -> Iterator[tuple[str, pa.Table]]:
+    """At most RATE_SHARDS region sidecars, chosen by the seed."""
+    folder = StageFolder(f"{config.run}/train", "regions")
+    shards = [s for s in manifest.read(folder).shards if chosen(s, below)]
+    picked = np.random.default_rng(config.seed).permutation(len(shards))[:RATE_SHARDS]
+    for index in sorted(picked.tolist()):
+        yield shards[index], read_sidecar(folder, shards[index], sidecar.REGIONS)
 
 
 def _samples(config: Config, stage: str | None) -> Samples:

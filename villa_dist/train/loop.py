@@ -12,7 +12,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from torch import nn
 from shards.errors import VillaError
 from villa_dist import models
 from villa_dist.config import OptimConfig
-from villa_dist.data.loader import Batches
+from villa_dist.data.loader import Batches, Recipe
 from villa_dist.data.samples import Samples
 from villa_dist.distributed import barrier, rank, world_size
 from villa_dist.names import CHECKPOINTS, METRICS
@@ -35,6 +35,8 @@ from villa_dist.train.schedule import warmup_cosine
 
 LOG_STEPS = 10
 
+Complete = Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]]
+
 
 @dataclass(frozen=True)
 class JobParts:
@@ -45,6 +47,8 @@ class JobParts:
     export: Callable[[nn.Module], nn.Module]
     description: dict[str, Any]  # saved beside the weights; enough to rebuild the exported module
     files: Mapping[str, bytes] = field(default_factory=dict)  # also saved beside them
+    recipe: Recipe = field(default_factory=Recipe)  # beside what the optimizer's settings say
+    complete: Complete | None = None  # adds to the weights before they are written
 
 
 def run_job(build: Callable[[], JobParts], config: OptimConfig, folder: str, seed: int, fingerprint: str) -> None:
@@ -78,12 +82,12 @@ def train_steps(
         batch_images=config.batch_images,
         rank=rank(),
         world=world_size(),
-        shift_pixels=config.shift_pixels,
+        recipe=replace(parts.recipe, shift_pixels=config.shift_pixels),
         start=start,
         stop=steps,
     )
     engine.module.train()
-    clock, regions = time.perf_counter(), 0
+    clock, cpu, regions = time.perf_counter(), time.process_time(), 0
     for step, batch in batches:
         rate = warmup_cosine(step, steps, config.warmup_steps, config.learning_rate)
         loss = engine(batch.to(engine.device))
@@ -104,6 +108,7 @@ def train_steps(
                 images_per_second=round(images / seconds, 2),
                 regions_per_second=round(regions * world_size() / seconds, 2),
                 data_wait=round(batches.waited / seconds, 4),
+                cpu_seconds=round(time.process_time() - cpu, 2),
             )
         if (step + 1) % config.checkpoint_steps == 0 or step + 1 == steps:
             state = TrainState(step + 1, seed, config.batch_images, data, fingerprint)
@@ -158,4 +163,6 @@ def finish(engine: Engine, parts: JobParts, weights: dict[str, torch.Tensor], fo
         for k, v in weights.items()
         if not prefix or k.startswith(f"{prefix}.")
     }
+    if parts.complete:
+        mine = parts.complete(mine)
     models.commit(str(folder), mine, parts.description, parts.files, fingerprint)

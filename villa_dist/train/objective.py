@@ -13,15 +13,15 @@ from collections.abc import Sequence
 
 import torch
 import torch.distributed as dist
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from villa_dist.attributes.extract import sentences
-from villa_dist.config import MappingConfig
 from villa_dist.data.loader import PairBatch
 from villa_dist.distributed import rank, world_size
 from villa_dist.encoders.text import TokenBatch
 from villa_dist.losses import Pairs, gather_texts, multi_positive
+from villa_dist.mapping.evidence import Evidence
 from villa_dist.mapping.losses import mapping_loss
 from villa_dist.mapping.model import MappingModel
 from villa_dist.vlm.model import RegionVLM
@@ -78,7 +78,7 @@ class RegionObjective(nn.Module):
 
 
 class MappingObjective(nn.Module):
-    """Fits a mapping model. `share`: V, see `mapping.rates.positive_share`."""
+    """Fits a mapping model, each expert on its own version of the images. share: V, see `mapping.rates.positive_share`."""
 
     share: Tensor
 
@@ -91,15 +91,23 @@ class MappingObjective(nn.Module):
         ids = distinct_over_ranks(batch.attribute)
         mentioned_NA = torch.zeros(batch.images, len(ids), dtype=torch.bool, device=ids.device)
         mentioned_NA[batch.region, torch.searchsorted(ids, batch.attribute)] = True
+        total = self.share.new_zeros(())
+        for k, version in enumerate((batch, *batch.others)):
+            own = self.model.expert[ids] == k
+            total = total + self._expert_loss(k, version, ids[own], mentioned_NA[:, own])
+        return total
+
+    def _expert_loss(
+        self, k: int, batch: PairBatch, ids: Int[Tensor, " A"], mentioned: Bool[Tensor, "N A"]
+    ) -> Float[Tensor, ""]:
         if batch.feature is not None:
             feature_RE = batch.feature
         else:
             assert batch.pixels is not None
-            feature_RE = self.model.features(batch.pixels, batch.boxes, batch.image_of, batch.sizes)
-        cosine_RA = self.model.cosine(feature_RE, ids)
-        logit_RA = self.model.logits(cosine_RA, ids)
-        config: MappingConfig = self.model.config
-        return mapping_loss(config, cosine_RA, logit_RA, batch.image_of, mentioned_NA, self.share[ids])
+            feature_RE = self.model.of(k).features(batch.pixels, batch.boxes, batch.image_of, batch.sizes)
+        cosine_RA = self.model.of(k).cosine(feature_RE, self.model.attribute, ids)
+        evidence = Evidence(batch.image_of, mentioned, self.share[ids], batch.drawn)
+        return mapping_loss(self.model.config, cosine_RA, self.model.chances(cosine_RA, ids), evidence)
 
 
 def join_prompts(groups: Sequence[TokenBatch]) -> tuple[TokenBatch, Int[Tensor, " S"]]:

@@ -1,0 +1,134 @@
+"""How well a mapping does on a shard, judged without labels; kept in every pair marker, so that drift is seen.
+
+presence   over a sample of the shard's images: how often an image that mentions an attribute has a region that scores
+           higher for it than any of an image that does not (the area under the ROC curve; .5 is chance)
+doubt      mean entropy of the scored pairs, in bits: 0 where every score is 0 or 1
+empty      share of regions that get no attribute
+
+Each is kept as two sums, so that the sums of shards give the quality of all; presence also by group, for groups whose
+attributes exclude one another.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from statistics import median
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int
+from scipy.stats import rankdata  # type: ignore[import-untyped]
+from torch import Tensor
+
+from villa_dist.mapping.model import MappingModel
+
+SAMPLED_IMAGES, SAMPLED_ATTRIBUTES = 64, 512  # of a shard
+PARTS = {"presence": ("presence_won", "presence_of"), "doubt": ("doubt_bits", "scored"), "empty": ("empty", "regions")}
+OUTLYING = 6.0  # times the median distance from the median
+LITTLE = 0.75  # presence below which a mapping is said to find little
+
+
+@dataclass
+class Monitor:
+    """Gathers what a shard of `images` images shows."""
+
+    images: int
+    counts: dict[str, float] = field(default_factory=lambda: {"doubt_bits": 0.0, "scored": 0, "empty": 0})
+    _row: int = 0
+    _feature: list[Tensor] = field(default_factory=list)
+    _mentions: list[np.ndarray] = field(default_factory=list)
+
+    def see(
+        self,
+        feature: Float[Tensor, "r E"],
+        mentions: np.ndarray,
+        score_RA: Float[np.ndarray, "r a"],
+        kept_RA: Bool[np.ndarray, "r a"],
+        *,
+        probabilities: bool,
+    ) -> None:
+        """One image, in the order of the shard. Cosines have no entropy."""
+        if self._row % max(1, -(-self.images // SAMPLED_IMAGES)) == 0 and len(feature):
+            self._feature.append(feature)
+            self._mentions.append(mentions)
+        self._row += 1
+        self.counts["empty"] += int((~kept_RA.any(1)).sum())
+        if probabilities:
+            self.counts["doubt_bits"] += entropy_bits(score_RA)
+            self.counts["scored"] += score_RA.size
+
+    def result(self, model: MappingModel) -> dict[str, float]:
+        """The sums for the marker. Attributes are those that the sampled images mention, the most frequent of them."""
+        found = {name: round(value, 3) for name, value in self.counts.items()}
+        ids, times = np.unique(np.concatenate([np.zeros(0, np.int64), *self._mentions]), return_counts=True)
+        if not len(ids):
+            return {**found, "presence_won": 0.0, "presence_of": 0.0}
+        ids = np.sort(ids[np.argsort(-times, kind="stable")[:SAMPLED_ATTRIBUTES]])
+        mentioned_IA = np.stack([np.isin(ids, m) for m in self._mentions])
+        won_A, of_A = presence(best_scores(model, self._feature, ids), mentioned_IA)
+        found |= {"presence_won": float(won_A.sum()), "presence_of": float(of_A.sum())}
+        for number, name in enumerate(model.config.exclusive):
+            mine = model.groups[ids] == number
+            found |= {f"presence_won:{name}": float(won_A[mine].sum()), f"presence_of:{name}": float(of_A[mine].sum())}
+        return found
+
+
+def best_scores(model: MappingModel, feature: Sequence[Float[Tensor, "r E"]], ids: np.ndarray) -> np.ndarray:
+    """I x A: each image's best region for each attribute."""
+    with torch.inference_mode():
+        chosen = torch.from_numpy(ids).to(model.attribute.device)
+        return np.stack(
+            [model.scores(f.to(model.attribute.device), chosen).max(0).values.cpu().numpy() for f in feature]
+        )
+
+
+def presence(
+    best_IA: Float[np.ndarray, "I A"], mentioned_IA: Bool[np.ndarray, "I A"]
+) -> tuple[Float[np.ndarray, " A"], Int[np.ndarray, " A"]]:
+    """(pairs of images in the right order, ties counting half; all pairs): of one that mentions an attribute and one that
+    does not."""
+    with_A, images = mentioned_IA.sum(0), len(mentioned_IA)
+    rank_IA = rankdata(best_IA, axis=0)
+    return (rank_IA * mentioned_IA).sum(0) - with_A * (with_A + 1) / 2, with_A * (images - with_A)
+
+
+def entropy_bits(p: Float[np.ndarray, "r a"]) -> float:
+    inside = np.clip(p.astype(np.float64), 1e-12, 1 - 1e-12)
+    return float(-(inside * np.log2(inside) + (1 - inside) * np.log2(1 - inside)).sum())
+
+
+def of_counts(counts: Mapping[str, float]) -> dict[str, float]:
+    """presence (also as `presence:GROUP`), doubt and empty from a marker's sums, or from those of several; what was not
+    counted is left out."""
+    parts = {**PARTS, **{k.replace("_won", ""): (k, k.replace("won", "of")) for k in counts if "presence_won:" in k}}
+    return {
+        name: round(counts[part] / counts[whole], 4)
+        for name, (part, whole) in parts.items()
+        if part in counts and counts.get(whole)
+    }
+
+
+def shortcomings(quality: Mapping[str, float]) -> list[str]:
+    """What a user should hear of a split's mapping, in words."""
+    low = {name: v for name, v in quality.items() if name.startswith("presence") and v < LITTLE}
+    return [
+        f"the mapping tells images that mention an attribute{_of(name)} from those that do not in only {v:.0%} of cases "
+        "(50% is chance): its pairs are little better than guesses; fit it longer (mapping.fit.steps); see docs/mapping.md"
+        for name, v in low.items()
+    ]
+
+
+def _of(name: str) -> str:
+    return f" of {name.split(':')[1]!r}" if ":" in name else ""
+
+
+def outlying(of_shard: Mapping[str, Mapping[str, float]]) -> dict[str, str]:
+    """Shards whose presence is far below that of most, with what it is: their images or texts are of another kind."""
+    values = {s: q["presence"] for s, q in of_shard.items() if "presence" in q}
+    if len(values) < 8:
+        return {}
+    middle = median(values.values())
+    spread = max(median(abs(v - middle) for v in values.values()), 0.005)
+    low = sorted(s for s, v in values.items() if v < middle - OUTLYING * spread)
+    return {s: f"presence {values[s]:.3f}, of most {middle:.3f}" for s in low}

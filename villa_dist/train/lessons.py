@@ -1,0 +1,55 @@
+"""What fit-mapping does to images and which it draws, from the config and what the texts mention."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Int
+from torch import Tensor
+
+from shards.errors import VillaError
+from villa_dist.config import MappingConfig
+from villa_dist.data.loader import Changes, Draws
+from villa_dist.mapping.evidence import ALONE
+
+COMMON = 0.5  # attributes of more than half of the images teach by their absence
+
+
+def exclusive_groups(config: MappingConfig, groups: Sequence[str]) -> Int[Tensor, " V"]:
+    """groups: of each attribute. Returns the number of its group among `config.exclusive`, else ALONE."""
+    _check("exclusive", config.exclusive, groups)
+    number = {name: i for i, name in enumerate(config.exclusive)}
+    return torch.tensor([number.get(g, ALONE) for g in groups], dtype=torch.int64)
+
+
+def changes(config: MappingConfig, groups: Sequence[str]) -> tuple[tuple[Changes, ...], Int[Tensor, " V"]]:
+    """The changes that images get, and for each attribute the one it is learnt from."""
+    for name in ("turned", "recoloured"):
+        _check(name, getattr(config, name), groups)
+    kept = [Changes(g in config.turned, g in config.recoloured) for g in groups]
+    distinct = tuple(dict.fromkeys(kept))
+    return distinct, torch.tensor([distinct.index(k) for k in kept], dtype=torch.int64)
+
+
+def _check(name: str, chosen: Sequence[str], groups: Sequence[str]) -> None:
+    for unknown in sorted(set(chosen) - set(groups)):
+        raise VillaError(
+            f"mapping.{name}: no attribute is of the group {unknown!r}; the vocabulary's groups are "
+            f"{', '.join(dict.fromkeys(groups))}"
+        )
+
+
+def absence_draws(place: Int[np.ndarray, "K 2"], mentioned: Bool[np.ndarray, "K C"]) -> Draws | None:
+    """Draws by absence: each common attribute, in equal parts, draws among the images that lack it.
+
+    place: (shard, row) of K images. mentioned: which of C common attributes each mentions. None where no image lacks any.
+    """
+    absent = ~mentioned
+    weight = (absent / np.maximum(absent.sum(0), 1)).sum(1)
+    chosen = weight > 0
+    if not chosen.any():
+        return None
+    until = np.cumsum(weight[chosen])
+    return Draws(place[chosen], until / until[-1])
