@@ -37,6 +37,7 @@ class LeaseQueue:
     left: set[str] = field(init=False)
     leases: dict[Hashable, Lease] = field(init=False, default_factory=dict)  # by worker
     failures: dict[str, int] = field(init=False, default_factory=dict)
+    given_up: list[str] = field(init=False, default_factory=list)  # failed `attempts` times; no longer left
 
     def __post_init__(self) -> None:
         self.left = set(self.shards)
@@ -74,8 +75,8 @@ class LeaseQueue:
         return first
 
     def failed(self, worker: Hashable) -> bool:
-        """A worker is gone, or its shard failed. False where that was once too often. The shard waits again, first in
-        line, unless it is done or another worker still has it."""
+        """A worker is gone, or its shard failed. False where that was once too often, and the shard is given up; else it
+        waits again, first in line, unless it is done or another worker still has it."""
         self._hints.pop(worker, None)
         lease = self.leases.pop(worker, None)
         if lease is None or lease.shard not in self.left:
@@ -84,6 +85,8 @@ class LeaseQueue:
         if self.held(lease.shard):
             return True
         if self.failures[lease.shard] >= self.attempts:
+            self.left.discard(lease.shard)
+            self.given_up.append(lease.shard)
             return False
         self._waiting.appendleft(lease.shard)
         return True

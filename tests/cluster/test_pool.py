@@ -50,10 +50,21 @@ def test_a_straggler_is_repeated_by_an_idle_worker(found: tuple[Path, dict[str, 
     assert sorted(after["told"]) == UNITS, "the one that hung is out of the way of the next job"
 
 
-def test_tries_are_bounded_and_the_last_error_is_named(found: tuple[Path, dict[str, Any]]) -> None:
+def test_tries_are_bounded_and_the_last_error_is_named_when_the_others_are_done(
+    found: tuple[Path, dict[str, Any]],
+) -> None:
     job, ended = scenario(found, "break")
-    assert f"shard {UNITS[3]} failed 3 times" in ended["raised"] and "a fault of ours" in ended["raised"]
-    assert job.tries(UNITS[3]) == 3
+    said = ended["raised"]
+    assert f"shard {UNITS[3]} failed 3 times, last by RuntimeError: a fault of ours; `--set runner=local`" in said
+    assert "7 of 8 shards are committed" in said
+    assert job.tries(UNITS[3]) == 3 and job.committed() == [u for u in UNITS if u != UNITS[3]]
+    assert ended["retries"] == [[UNITS[3], "RuntimeError"]] * 2
+
+
+def test_what_fails_everywhere_is_not_tried_with_every_shard(found: tuple[Path, dict[str, Any]]) -> None:
+    job, ended = scenario(found, "break all")
+    assert "failed 3 times" in ended["raised"] and "So did" in ended["raised"] and "0 of 8" in ended["raised"]
+    assert sum(job.tries(u) for u in UNITS) <= 3 * 3 + 2
 
 
 def test_a_users_mistake_is_raised_at_once(found: tuple[Path, dict[str, Any]]) -> None:
