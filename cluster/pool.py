@@ -116,13 +116,14 @@ class ActorPool:
             queue.failed(actor)
             return
         what, wanted = trouble(outcome), shard in queue.left
-        if not queue.failed(actor):
-            LOG.warning("shard %s is given up after %d tries: %s", shard, queue.failures[shard], what.reason)
+        if not queue.failed(actor, blameless=what.blameless):
+            LOG.warning("shard %s is given up: %s", shard, what.reason)
             self._given_up[shard] = what
             if len(self._given_up) > max(GIVEN_UP, GIVEN_UP_SHARE * self._done(queue)):
                 raise self._unfinished(queue)
         elif wanted:
-            LOG.warning("shard %s goes back to the queue (try %d): %s", shard, queue.failures[shard], what.reason)
+            tries = f" (try {queue.tries(shard)})" if not what.blameless else ""
+            LOG.warning("shard %s goes back to the queue%s: %s", shard, tries, what.reason)
             metrics.count_retry(what.kind)
             if again is not None:
                 again(shard, what.kind)
@@ -134,8 +135,9 @@ class ActorPool:
         shard, what = next(iter(self._given_up.items()))
         others = [s for s in self._given_up if s != shard]
         so_did = f" So did {', '.join(others)}." if others else ""
+        times = queue.tries(shard) + queue.moves.get(shard, 0)
         return VillaError(
-            f"shard {shard} failed {queue.failures[shard]} times, last by {what.reason}; {what.remedy}.{so_did} "
+            f"shard {shard} failed {times} times, last by {what.reason}; {what.remedy}.{so_did} "
             f"{self._done(queue)} of {len(queue.shards)} shards are committed and stay so; the same command does the rest"
         )
 

@@ -13,7 +13,7 @@ from ray.exceptions import (
     WorkerCrashedError,
 )
 
-LONGEST = 300  # characters of a reason
+LONGEST = 200  # characters of what a library says
 REFUSED_MEMORY = ("out of memory", "can't allocate memory", "cannot allocate memory", "std::bad_alloc")
 MEMORY = (
     "give each worker more memory: fewer workers at a time (ray.workers), smaller windows (regions.batch_images), or "
@@ -35,11 +35,12 @@ class LostNode(Exception):
 
 @dataclass(frozen=True)
 class Trouble:
-    """kind: a name for counters, without details."""
+    """kind: a name for counters, without details. blameless: the place was lost, and the shard has no part in it."""
 
     kind: str
     reason: str
     remedy: str
+    blameless: bool = False
 
 
 def trouble(error: Exception) -> Trouble:
@@ -51,15 +52,18 @@ def trouble(error: Exception) -> Trouble:
         kind, said = type(cause).__name__, _line(str(cause))
         short = isinstance(cause, MemoryError) or any(text in said.lower() for text in REFUSED_MEMORY)
         return Trouble(kind, f"{kind}: {said}" if said else kind, MEMORY if short else OURS)
-    kind, reason = type(error).__name__, _line(str(error))
+    kind, text = type(error).__name__, str(error)
     if isinstance(error, OutOfMemoryError):
-        return Trouble(kind, reason, MEMORY)
-    if isinstance(error, LostNode | NodeDiedError | ActorUnavailableError):
-        return Trouble(kind, reason, NODES)
+        return Trouble(kind, _line(text), MEMORY)
+    if isinstance(error, ActorUnavailableError):
+        detail = text.partition("temporarily unavailable: ")[2] or text
+        return Trouble(kind, f"its worker cannot be reached ({_line(detail)})", NODES, blameless=True)
+    if isinstance(error, LostNode | NodeDiedError):
+        return Trouble(kind, _line(text), NODES, blameless=True)
     if isinstance(error, ActorDiedError | WorkerCrashedError):
-        detail = reason.partition("Worker exit detail: ")[2] or reason
-        return Trouble(kind, f"its worker died ({detail})", KILLED)
-    return Trouble(kind, f"{kind}: {reason}", OURS)
+        detail = text.partition("Worker exit detail: ")[2] or text
+        return Trouble(kind, f"its worker died ({_line(detail)})", KILLED)
+    return Trouble(kind, f"{kind}: {_line(text)}", OURS)
 
 
 def _line(text: str) -> str:
