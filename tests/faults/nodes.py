@@ -31,7 +31,7 @@ from cluster.session import KEEPALIVE, QUIET
 NAMES = ("head", "one", "two")
 PREFIX = "villa-nodes-"
 PORT, METRICS = 6379, 8090
-START_SECONDS = 120.0
+START_SECONDS, START_TRIES = 180.0, 3
 CLONE_NEWNET, PR_SET_PDEATHSIG = 0x40000000, 1
 ROOT = Path(__file__).parents[2]
 
@@ -69,7 +69,7 @@ class Nodes:
     def __enter__(self) -> Nodes:
         remove_leftovers()
         # Unix sockets below it must stay under 107 bytes, so it cannot be in pytest's folder.
-        self.folder = Path(tempfile.mkdtemp(prefix=PREFIX))
+        self.folder = Path(tempfile.mkdtemp(prefix=f"{PREFIX}{os.getpid()}-"))
         (self.folder / "token").write_text(secrets.token_hex(32), encoding="ascii")
         self.env = {
             **{k: v for k, v in os.environ.items() if not k.startswith("RAY_")},
@@ -188,10 +188,15 @@ class Nodes:
             )
 
     def _await(self, node: str) -> None:
-        log, ends = self.folder / f"{node}.log", time.monotonic() + START_SECONDS
+        """Until a node is up. Ray waits 30 s for its own start, too short for a busy machine, so it is tried again."""
+        log, ends, tries = self.folder / f"{node}.log", time.monotonic() + START_SECONDS, 1
         while "Ray runtime started" not in (text := log.read_text(errors="replace")):
-            assert self._main[node].poll() is None, f"{node} did not start:\n{text[-3000:]}"
             assert time.monotonic() < ends, f"{node} did not start within {START_SECONDS:.0f} s:\n{text[-3000:]}"
+            if self._main[node].poll() is not None:
+                assert tries < START_TRIES, f"{node} did not start:\n{text[-3000:]}"
+                tries += 1
+                self._end(node)
+                self._begin(node)
             time.sleep(0.1)
 
     def _alive(self, node: str) -> bool:
@@ -213,10 +218,16 @@ class Nodes:
 
 def remove_leftovers() -> None:
     """End and remove the namespaces, and remove the folders, of test runs that are gone."""
-    for space in _spaces():
-        pid = space.removeprefix(PREFIX).partition("-")[0]
-        if space.startswith(PREFIX) and pid.isdigit() and not Path(f"/proc/{pid}").exists():
-            _remove_space(space)
+    for space in filter(_is_left, _spaces()):
+        _remove_space(space)
+    for folder in Path(tempfile.gettempdir()).glob(f"{PREFIX}*"):
+        if _is_left(folder.name):
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _is_left(name: str) -> bool:
+    pid = name.removeprefix(PREFIX).partition("-")[0]
+    return name.startswith(PREFIX) and pid.isdigit() and not Path(f"/proc/{pid}").exists()
 
 
 def _space(node: str) -> str:
