@@ -26,7 +26,7 @@ from villa_dist.observe import LOG
 POLL_SECONDS = 1.0
 NODE_CHECK_SECONDS = 5.0
 START_SECONDS = 300.0
-START_FAILURES = 10
+START_FAILURES = 10  # in a row
 GIVEN_UP = 2  # shards that may fail for good before the fault is thought to be of all of them,
 GIVEN_UP_SHARE = 0.01  # or this share of those that are done
 
@@ -172,12 +172,16 @@ class ActorPool:
         try:
             self._node[actor] = ray.get(call)
             self._idle.append(actor)
+            self._failed_starts = 0
         except RayError as error:
             self._failed_starts += 1
             reason = trouble(error).reason
             LOG.warning("a worker did not start: %s", reason)
             if self._failed_starts > START_FAILURES:
-                raise VillaError(f"workers did not start {self._failed_starts} times, last by: {reason}") from error
+                raise VillaError(
+                    f"workers did not start {self._failed_starts} times in a row, last by: {reason}; look at the nodes "
+                    "(`ray status`), and whether villa is installed on them"
+                ) from error
 
     def _slow_starts(self) -> None:
         now = time.monotonic()

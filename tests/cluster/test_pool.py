@@ -13,6 +13,7 @@ import pytest
 from pool_child import UNITS
 from pool_jobs import Job
 
+from shards.errors import VillaError
 from villa_dist.config import RayConfig
 
 
@@ -77,6 +78,31 @@ def test_the_next_shard_is_read_ahead(found: tuple[Path, dict[str, Any]]) -> Non
     ahead = {p.name.split("-")[1] for p in Path(job.folder).glob("ahead-*")}
     assert sorted(ended["told"]) == UNITS
     assert len(set(UNITS) - ahead) <= 2, "all but the first of each worker"
+
+
+def test_starts_that_fail_end_the_job_only_in_a_row(monkeypatch: pytest.MonkeyPatch) -> None:
+    from ray.exceptions import ActorDiedError
+
+    from cluster.pool import START_FAILURES, ActorPool
+
+    def get(call: str) -> str:
+        if call == "lost":
+            raise ActorDiedError
+        return "node"
+
+    def start(call: str) -> None:
+        pool._starting[call] = (object(), 0.0)
+        pool._started(call)
+
+    monkeypatch.setattr("ray.get", get)
+    pool = ActorPool(workers=1, timeout=60.0, attempts=1)
+    for _ in range(3):
+        for call in ["lost"] * START_FAILURES + ["well"]:
+            start(call)
+    for _ in range(START_FAILURES):
+        start("lost")
+    with pytest.raises(VillaError, match=f"did not start {START_FAILURES + 1} times in a row.*ray status"):
+        start("lost")
 
 
 def test_actors_leave_cpus_free_and_share_gpus() -> None:
