@@ -13,10 +13,11 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import ray
-from ray.exceptions import GetTimeoutError, RayError
+from ray.exceptions import RayError
 
 from cluster import metrics
 from cluster.queue import LeaseQueue
+from cluster.trouble import LostNode, Overdue, Trouble, trouble
 from shards.commit import Marker
 from shards.errors import VillaError
 from shards.work import Again, Job, UnitWorker, process
@@ -25,8 +26,9 @@ from villa_dist.observe import LOG
 POLL_SECONDS = 1.0
 NODE_CHECK_SECONDS = 5.0
 START_SECONDS = 300.0
-START_FAILURES = 10
-DEADLINE = "Deadline"  # as a reason for a retry; others are names of errors
+START_FAILURES = 10  # in a row
+GIVEN_UP = 2  # shards that may fail for good before the fault is thought to be of all of them,
+GIVEN_UP_SHARE = 0.01  # or this share of those that are done
 
 
 class ShardWorker:
@@ -64,16 +66,20 @@ class ActorPool:
         self._calls: dict[Any, Any] = {}  # process() call -> actor
         self._checked = 0.0
         self._failed_starts = 0
+        self._given_up: dict[str, Trouble] = {}
 
     def run(self, job: Job, shards: Sequence[str], done: Callable[[str], None], again: Again | None = None) -> None:
-        """Process every shard. Raises: VillaError from a worker, or naming a shard that failed `attempts` times."""
-        queue = LeaseQueue(shards, self.attempts)
+        """Process every shard. Raises: VillaError from a worker, at once; or naming shards that failed `attempts` times,
+        when the others are done or too many have."""
+        queue, self._given_up = LeaseQueue(shards, self.attempts), {}
         try:
             while queue.left:
                 self._fill(min(self.workers, len(queue.left)))
                 self._lease(queue, job)
                 for actor, outcome in self._wait(queue):
                     self._settle(queue, actor, outcome, done, again)
+            if self._given_up:
+                raise self._unfinished(queue)
         except BaseException:
             self.close()
             raise
@@ -109,16 +115,31 @@ class ActorPool:
                 raise outcome
             queue.failed(actor)
             return
-        reason = " ".join(str(outcome).split())[-300:]
-        kind = DEADLINE if isinstance(outcome, GetTimeoutError) else type(outcome).__name__
-        wanted = shard in queue.left
-        if not queue.failed(actor):
-            raise VillaError(f"shard {shard} failed {queue.failures[shard]} times, last by {kind}: {reason}")
-        if wanted:
-            LOG.warning("shard %s goes back to the queue (try %d): %s", shard, queue.failures[shard], reason)
-            metrics.count_retry(kind)
+        what, wanted = trouble(outcome), shard in queue.left
+        if not queue.failed(actor, blameless=what.blameless):
+            LOG.warning("shard %s is given up: %s", shard, what.reason)
+            self._given_up[shard] = what
+            if len(self._given_up) > max(GIVEN_UP, GIVEN_UP_SHARE * self._done(queue)):
+                raise self._unfinished(queue)
+        elif wanted:
+            tries = f" (try {queue.tries(shard)})" if not what.blameless else ""
+            LOG.warning("shard %s goes back to the queue%s: %s", shard, tries, what.reason)
+            metrics.count_retry(what.kind)
             if again is not None:
-                again(shard, kind)
+                again(shard, what.kind)
+
+    def _done(self, queue: LeaseQueue) -> int:
+        return len(queue.shards) - len(queue.left) - len(queue.given_up)
+
+    def _unfinished(self, queue: LeaseQueue) -> VillaError:
+        shard, what = next(iter(self._given_up.items()))
+        others = [s for s in self._given_up if s != shard]
+        so_did = f" So did {', '.join(others)}." if others else ""
+        times = queue.tries(shard) + queue.moves.get(shard, 0)
+        return VillaError(
+            f"shard {shard} failed {times} times, last by {what.reason}; {what.remedy}.{so_did} "
+            f"{self._done(queue)} of {len(queue.shards)} shards are committed and stay so; the same command does the rest"
+        )
 
     def _fill(self, wanted: int) -> None:
         options = {"num_cpus": 1, "num_gpus": self.gpus, "max_restarts": 0, "max_task_retries": 0}
@@ -151,12 +172,16 @@ class ActorPool:
         try:
             self._node[actor] = ray.get(call)
             self._idle.append(actor)
+            self._failed_starts = 0
         except RayError as error:
             self._failed_starts += 1
-            reason = " ".join(str(error).split())[-300:]
+            reason = trouble(error).reason
             LOG.warning("a worker did not start: %s", reason)
             if self._failed_starts > START_FAILURES:
-                raise VillaError(f"workers did not start {self._failed_starts} times, last by: {reason}") from error
+                raise VillaError(
+                    f"workers did not start {self._failed_starts} times in a row, last by: {reason}; look at the nodes "
+                    "(`ray status`), and whether villa is installed on them"
+                ) from error
 
     def _slow_starts(self) -> None:
         now = time.monotonic()
@@ -174,7 +199,7 @@ class ActorPool:
     def _overdue(self, queue: LeaseQueue) -> list[tuple[Any, Exception | None]]:
         now = time.monotonic()
         late = [c for c, actor in self._calls.items() if now - queue.leases[actor].since > self.timeout]
-        return [self._revoke(call, f"no result after {self.timeout:.0f} s") for call in late]
+        return [self._revoke(call, Overdue(f"no result after {self.timeout:.0f} s")) for call in late]
 
     def _lost_nodes(self) -> list[tuple[Any, Exception | None]]:
         if time.monotonic() - self._checked < NODE_CHECK_SECONDS:
@@ -182,15 +207,15 @@ class ActorPool:
         self._checked = time.monotonic()
         alive = {n["NodeID"] for n in ray.nodes() if n["Alive"]}
         lost = [call for call, actor in self._calls.items() if self._node.get(actor) not in alive]
-        ended = [self._revoke(call, "its node is gone") for call in lost]
+        ended = [self._revoke(call, LostNode("the node of its worker is gone")) for call in lost]
         for actor in [a for a in self._idle if self._node.get(a) not in alive]:
             self._drop(actor)
         return ended
 
-    def _revoke(self, call: Any, reason: str) -> tuple[Any, Exception | None]:
+    def _revoke(self, call: Any, why: Exception) -> tuple[Any, Exception | None]:
         actor = self._calls.pop(call)
         self._drop(actor)
-        return actor, GetTimeoutError(reason)
+        return actor, why
 
     def _drop(self, actor: Any) -> None:
         self._node.pop(actor, None)

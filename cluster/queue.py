@@ -15,6 +15,7 @@ from statistics import median
 SLOW = 2.0  # times the median of the shards done
 SLOW_SECONDS = 5.0  # below this nothing is worth repeating
 ENOUGH = 3  # shards done before a median means anything
+MOVES = 5  # times `attempts`: how often a shard may lose its place through no fault of its own
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,8 @@ class LeaseQueue:
     left: set[str] = field(init=False)
     leases: dict[Hashable, Lease] = field(init=False, default_factory=dict)  # by worker
     failures: dict[str, int] = field(init=False, default_factory=dict)
+    moves: dict[str, int] = field(init=False, default_factory=dict)  # lost with a node, or cut off
+    given_up: list[str] = field(init=False, default_factory=list)  # failed `attempts` times; no longer left
 
     def __post_init__(self) -> None:
         self.left = set(self.shards)
@@ -73,20 +76,28 @@ class LeaseQueue:
                 self._waiting.remove(lease.shard)
         return first
 
-    def failed(self, worker: Hashable) -> bool:
-        """A worker is gone, or its shard failed. False where that was once too often. The shard waits again, first in
-        line, unless it is done or another worker still has it."""
+    def failed(self, worker: Hashable, *, blameless: bool = False) -> bool:
+        """A worker is gone, or its shard failed. False where that was once too often, and the shard is given up; else it
+        waits again, first in line, unless it is done or another worker still has it. blameless: the shard's place was
+        lost, which says nothing of the shard."""
         self._hints.pop(worker, None)
         lease = self.leases.pop(worker, None)
         if lease is None or lease.shard not in self.left:
             return True
-        self.failures[lease.shard] = self.failures.get(lease.shard, 0) + 1
+        counted = self.moves if blameless else self.failures
+        counted[lease.shard] = counted.get(lease.shard, 0) + 1
         if self.held(lease.shard):
             return True
-        if self.failures[lease.shard] >= self.attempts:
+        if self.tries(lease.shard) >= self.attempts or self.moves.get(lease.shard, 0) >= MOVES * self.attempts:
+            self.left.discard(lease.shard)
+            self.given_up.append(lease.shard)
             return False
         self._waiting.appendleft(lease.shard)
         return True
+
+    def tries(self, shard: str) -> int:
+        """Failures that may be the shard's own."""
+        return self.failures.get(shard, 0)
 
     def held(self, shard: str) -> bool:
         return any(lease.shard == shard for lease in self.leases.values())

@@ -13,6 +13,7 @@ import secrets
 import shutil
 import socket
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -32,6 +33,7 @@ QUIET = {
 }
 PREFIX, OWNER = "villa-ray-", "owner"
 CONNECT_SECONDS = 10.0
+TOLD = 160  # characters of what Ray says by itself
 DRIVER_SLACK = 1  # logical CPUs beyond the machine's, for Ray Train's controller and for tasks beside the actors
 
 
@@ -55,6 +57,7 @@ class RaySession:
             )
         import ray
 
+        _quieten()
         options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
         try:
             if address:
@@ -101,6 +104,24 @@ class RaySession:
     def _remove_folder(self) -> None:
         if self._folder is not None:
             shutil.rmtree(self._folder, ignore_errors=True)
+
+
+def _quieten() -> None:
+    """When a node is lost, Ray would write pages of that node's log and C++ stack over the progress, whatever
+    `log_to_driver` is; tell the first line of each such message, once."""
+    from ray._private import worker
+
+    told: set[str] = set()
+
+    def tell(message: Mapping[str, Any], *_: object, **__: object) -> None:
+        for text in message.get("lines", ()):
+            line = " ".join(str(text).strip().partition("\n")[0].split())[:TOLD]
+            if line and line not in told:
+                told.add(line)
+                LOG.info("Ray says: %s", line)
+
+    if hasattr(worker, "print_to_stdstream"):
+        worker.print_to_stdstream = tell
 
 
 def remove_orphans(place: Path) -> None:

@@ -18,13 +18,16 @@ from shards.errors import VillaError
 from villa_dist.config import RayConfig
 
 UNITS = [f"{n:06d}" for n in range(8)]
-SCENARIOS: dict[str, tuple[tuple[str, str, int] | None, int, float]] = {  # what a unit is asked, units, deadline
+SCENARIOS: dict[
+    str, tuple[tuple[str, str, int] | None, int, float]
+] = {  # what is asked of a unit or all, units, deadline
     "undisturbed": (None, 8, 60.0),
     "die": (("die", UNITS[2], 1), 8, 60.0),
     "deadline": (("hang", UNITS[0], 1), 2, 3.0),  # too few units for stragglers to be repeated
     "straggler": (("hang", UNITS[1], 1), 8, 60.0),
     "after a straggler": (None, 8, 60.0),
     "break": (("break", UNITS[3], 9), 8, 60.0),
+    "break all": (("break", "*", 9), 8, 60.0),
     "wrong": (("wrong", UNITS[3], 1), 8, 60.0),
 }
 
@@ -40,7 +43,9 @@ def main() -> None:
             folder.mkdir()
             job = Job(str(folder))
             if asked:
-                job.asks(*asked)
+                what, unit, times = asked
+                for each in UNITS if unit == "*" else [unit]:
+                    job.asks(what, each, times)
             pool.timeout = timeout
             found[name] = outcome(pool, job, UNITS[:units])
         pool.close()

@@ -13,6 +13,7 @@ import pytest
 from pool_child import UNITS
 from pool_jobs import Job
 
+from shards.errors import VillaError
 from villa_dist.config import RayConfig
 
 
@@ -50,10 +51,21 @@ def test_a_straggler_is_repeated_by_an_idle_worker(found: tuple[Path, dict[str, 
     assert sorted(after["told"]) == UNITS, "the one that hung is out of the way of the next job"
 
 
-def test_tries_are_bounded_and_the_last_error_is_named(found: tuple[Path, dict[str, Any]]) -> None:
+def test_tries_are_bounded_and_the_last_error_is_named_when_the_others_are_done(
+    found: tuple[Path, dict[str, Any]],
+) -> None:
     job, ended = scenario(found, "break")
-    assert f"shard {UNITS[3]} failed 3 times" in ended["raised"] and "a fault of ours" in ended["raised"]
-    assert job.tries(UNITS[3]) == 3
+    said = ended["raised"]
+    assert f"shard {UNITS[3]} failed 3 times, last by RuntimeError: a fault of ours; `--set runner=local`" in said
+    assert "7 of 8 shards are committed" in said
+    assert job.tries(UNITS[3]) == 3 and job.committed() == [u for u in UNITS if u != UNITS[3]]
+    assert ended["retries"] == [[UNITS[3], "RuntimeError"]] * 2
+
+
+def test_what_fails_everywhere_is_not_tried_with_every_shard(found: tuple[Path, dict[str, Any]]) -> None:
+    job, ended = scenario(found, "break all")
+    assert "failed 3 times" in ended["raised"] and "So did" in ended["raised"] and "0 of 8" in ended["raised"]
+    assert sum(job.tries(u) for u in UNITS) <= 3 * 3 + 2
 
 
 def test_a_users_mistake_is_raised_at_once(found: tuple[Path, dict[str, Any]]) -> None:
@@ -66,6 +78,31 @@ def test_the_next_shard_is_read_ahead(found: tuple[Path, dict[str, Any]]) -> Non
     ahead = {p.name.split("-")[1] for p in Path(job.folder).glob("ahead-*")}
     assert sorted(ended["told"]) == UNITS
     assert len(set(UNITS) - ahead) <= 2, "all but the first of each worker"
+
+
+def test_starts_that_fail_end_the_job_only_in_a_row(monkeypatch: pytest.MonkeyPatch) -> None:
+    from ray.exceptions import ActorDiedError
+
+    from cluster.pool import START_FAILURES, ActorPool
+
+    def get(call: str) -> str:
+        if call == "lost":
+            raise ActorDiedError
+        return "node"
+
+    def start(call: str) -> None:
+        pool._starting[call] = (object(), 0.0)
+        pool._started(call)
+
+    monkeypatch.setattr("ray.get", get)
+    pool = ActorPool(workers=1, timeout=60.0, attempts=1)
+    for _ in range(3):
+        for call in ["lost"] * START_FAILURES + ["well"]:
+            start(call)
+    for _ in range(START_FAILURES):
+        start("lost")
+    with pytest.raises(VillaError, match=f"did not start {START_FAILURES + 1} times in a row.*ray status"):
+        start("lost")
 
 
 def test_actors_leave_cpus_free_and_share_gpus() -> None:

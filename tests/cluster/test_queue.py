@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cluster.queue import Lease, LeaseQueue
+from cluster.queue import MOVES, Lease, LeaseQueue
 
 
 def test_hints_are_kept_for_their_worker_until_nothing_else_waits() -> None:
@@ -40,6 +40,23 @@ def test_a_copy_that_fails_leaves_the_first_its_shard() -> None:
     queue.leases["copy"] = Lease("a", 1.0, copy=True)
     assert queue.failed("copy") and queue.lease("copy", 2.0) is None
     assert queue.done("slow", 3.0)
+
+
+def test_a_shard_is_given_up_after_its_own_failures_and_not_for_places_that_are_lost() -> None:
+    queue = LeaseQueue(["a", "b"], attempts=2)
+    for _ in range(2 * MOVES - 1):
+        assert queue.lease(1, 0.0) == Lease("a", 0.0)
+        assert queue.failed(1, blameless=True)
+    queue.lease(1, 0.0)
+    assert queue.failed(1) and queue.tries("a") == 1 and queue.left == {"a", "b"}
+    queue.lease(1, 0.0)
+    assert not queue.failed(1) and queue.left == {"b"} and queue.given_up == ["a"]
+    assert queue.lease(1, 0.0) == Lease("b", 0.0), "the others go on"
+    for _ in range(2 * MOVES - 1):
+        assert queue.failed(1, blameless=True) and queue.lease(1, 0.0)
+    assert not queue.failed(1, blameless=True) and not queue.left, (
+        "a shard that takes its node along is not tried for ever"
+    )
 
 
 @given(st.integers(1, 12), st.integers(1, 4), st.lists(st.tuples(st.integers(0, 3), st.booleans()), max_size=200))
