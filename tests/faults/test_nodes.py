@@ -24,7 +24,7 @@ from nodes import METRICS, NAMES, Nodes, address, missing
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "integration"))
 from faulty import asks
-from runs import TINY, config_file, contents, markers, sets
+from runs import ONE_TOWER, TINY, config_file, contents, markers, sets
 
 WHY_NOT = missing()
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(bool(WHY_NOT), reason=WHY_NOT)]
@@ -32,7 +32,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.skipif(bool(WHY_NOT), reason=WHY_NOT
 STAGES = ("regions", "embeddings", "pairs")
 SETTINGS = [
     *(o for o in TINY if not o.startswith(("runner=", "docmnist.shard_images="))),
-    *("docmnist.shard_images=8", "mapping.encoder=frozen"),
+    *("docmnist.shard_images=8", *ONE_TOWER, "mapping.encoder=frozen"),
 ]
 PACE = 0.4  # seconds added to every shard, so that there is a middle of a stage
 PARTITION = 60.0
