@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 JOBS ?= 2
 
-.PHONY: quickstart test test-slow lint bench setup clean
+.PHONY: quickstart test test-slow test-nodes lint bench setup clean
 
 setup: $(READY)
 
@@ -23,6 +23,9 @@ test: $(READY)
 
 test-slow: $(READY)
 	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile -m slow --timeout 1500
+
+test-nodes: $(READY)
+	$(BIN)/python -m pytest -s -m nodes tests/faults/test_nodes.py --timeout 500
 
 lint: $(READY)
 	$(BIN)/ruff check .

@@ -1,7 +1,7 @@
 """The offline stages on three Ray nodes, each in a network namespace: workers, nodes, cables and the driver go while they
 run, and what is committed is what an undisturbed run commits, byte for byte, each marker written once, in bounded time.
 
-The figures that `docs/reliability.md` quotes are printed: `pytest -m slow -s tests/faults/test_nodes.py`.
+The figures that `docs/reliability.md` quotes are printed: `make test-nodes`.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from faulty import asks
 from runs import ONE_TOWER, TINY, config_file, contents, markers, sets
 
 WHY_NOT = missing()
-pytestmark = [pytest.mark.slow, pytest.mark.skipif(bool(WHY_NOT), reason=WHY_NOT)]
+pytestmark = [pytest.mark.nodes, pytest.mark.skipif(bool(WHY_NOT), reason=WHY_NOT)]
 
 STAGES = ("regions", "embeddings", "pairs")
 SETTINGS = [
