@@ -66,8 +66,8 @@ def is_stage(store: Store) -> bool:
 
 
 def stages_of(dataset: Store) -> tuple[str, ...]:
-    """Names of a data set's stages, base first."""
-    names = [n for n in folders(dataset) if not n.startswith(".") and is_stage(dataset.child(n))]
+    """Names of a data set's stages, base first. What `pack` works by is none of them."""
+    names = [n for n in folders(dataset) if not n.startswith(".") and n != "plan" and is_stage(dataset.child(n))]
     return tuple(sorted(names, key=lambda n: (n != "base", n)))
 
 

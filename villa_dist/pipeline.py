@@ -35,6 +35,7 @@ from villa_dist.stages import vocabulary as vocabulary_stage
 from villa_dist.stages.base import StageRequest
 from villa_dist.stages.ingest import units
 from villa_dist.stages.progress import StageProgress
+from villa_dist.train import lessons
 from villa_dist.train.jobs import TrainRequest, kept_below, model_folder
 from villa_dist.train.progress import watch
 
@@ -101,6 +102,7 @@ class Pipeline:
                 "vocabulary.attributes and vocabulary.lists must be left out with data.source: docmnist, whose true pairs "
                 "are numbered by its own twenty attributes"
             )
+        lessons.check_groups(self.config.mapping, built.groups)
         vocabulary.write(self.store, built, claims.vocabulary_choice(self.config, candidates))
         LOG.info("vocabulary: %d of %d phrases became attributes", len(built), len(candidates))
         return {"attributes": len(built)}

@@ -129,7 +129,7 @@ def lines(found: Mapping[str, Any]) -> list[str]:
             said.append(f"retried {sum(stage['retried'].values())} ({_counted(stage['retried'])})")
         if stage["refused"]:
             said.append(f"quarantined {sum(stage['refused'].values())} ({_counted(stage['refused'])})")
-        said += [f"{name} {value:.3f}" for name, value in stage.get("quality", {}).items() if name in quality.PARTS]
+        said += [f"{name} {value:.3f}" for name, value in stage.get("quality", {}).items() if name != "outlying"]
         said += [f"shard {shard}: {why}" for shard, why in stage.get("quality", {}).get("outlying", {}).items()]
         if "binding" in stage:
             said.append(f"{stage['binding']['resource']} {stage['binding']['share']:.0%}")

@@ -51,6 +51,7 @@ def source(folder: Path, extra: list[tuple[str, bytes]] | None = None) -> list[s
     return sets(
         f"run={folder}/run",
         *TINY,
+        *ONE_TOWER,
         *GRID,
         WORDS,
         "data.source=shards",
@@ -334,7 +335,9 @@ def test_a_vocabulary_that_few_texts_mention(tmp_path: Path) -> None:
         tmp_path / "data/a.tar",
         [m for i in range(40) for m in ((f"s{i}.png", png(i)), (f"s{i}.txt", b"red" if i == 0 else b"plain"))],
     )
-    overrides = sets(f"run={tmp_path}/run", *TINY, *GRID, rare, "data.source=shards", f"data.train={tmp_path}/data")
+    overrides = sets(
+        f"run={tmp_path}/run", *TINY, *ONE_TOWER, *GRID, rare, "data.source=shards", f"data.train={tmp_path}/data"
+    )
     small = [part for job in ("pretrain", "train", "mapping.fit") for part in ("--set", f"{job}.batch_images=4")]
     result_line(villa("run", config_file(tmp_path), *overrides, *small))
     ended = villa("train", config_file(tmp_path), *overrides, *small, "--set", "vocabulary.min_count=2")

@@ -55,6 +55,19 @@ def test_the_result_line_and_what_a_person_reads(tmp_path: Path) -> None:
     assert again["digest"] == result["digest"]
 
 
+@pytest.mark.parametrize("kind", ["folder", "table"])
+def test_what_was_packed_verifies_clean(tmp_path: Path, kind: str) -> None:
+    src, dst = photos(tmp_path / "src", 9), tmp_path / "dst"
+    if kind == "table":
+        rows = [f"src/{n:04d}.png,a red thing" for n in range(9)]
+        src = tmp_path / "listing.csv"
+        src.write_text("\n".join(["path,text", *rows]) + "\n")
+    result_line(pack(src, dst, "--max-count", 4, "--workers", 1))
+    line = result_line(villa("shards", "verify", str(dst)))
+    assert line["clean"], line["kinds"]
+    assert set(line["stages"]) == {"base", "origin"}
+
+
 def test_ray_writes_the_same_bytes(tmp_path: Path) -> None:
     src = photos(tmp_path / "src", 12, bad=1)
     one = result_line(pack(src, tmp_path / "one", "--max-count", 3, "--workers", 1))

@@ -38,6 +38,13 @@ def test_every_stage_has_the_samples_and_keys_of_base(finished: tuple[Path, dict
             assert (other.shards, other.samples, other.keys) == (base.shards, base.samples, base.keys)
 
 
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_what_a_run_leaves_verifies_clean(finished: tuple[Path, dict], split: str) -> None:
+    line = result_line(villa("shards", "verify", str(finished[0] / split)))
+    assert line["clean"], line["kinds"]
+    assert {"base", "regions", "pairs", "truth"} <= set(line["stages"])
+
+
 def test_repeating_the_command_does_nothing_again(finished: tuple[Path, dict]) -> None:
     run, result = finished
     before, bytes_before = markers(run), contents(run)

@@ -25,6 +25,7 @@ from villa_dist.mapping.model import MappingModel
 
 SAMPLED_IMAGES, SAMPLED_ATTRIBUTES = 64, 512  # of a shard
 PARTS = {"presence": ("presence_won", "presence_of"), "doubt": ("doubt_bits", "scored"), "empty": ("empty", "regions")}
+GROUP_WON, GROUP_OF = "presence_won:", "presence_of:"
 OUTLYING = 6.0  # times the median distance from the median
 LITTLE = 0.75  # presence below which a mapping is said to find little
 
@@ -70,7 +71,7 @@ class Monitor:
         found |= {"presence_won": float(won_A.sum()), "presence_of": float(of_A.sum())}
         for number, name in enumerate(model.config.exclusive):
             mine = model.groups[ids] == number
-            found |= {f"presence_won:{name}": float(won_A[mine].sum()), f"presence_of:{name}": float(of_A[mine].sum())}
+            found |= {f"{GROUP_WON}{name}": float(won_A[mine].sum()), f"{GROUP_OF}{name}": float(of_A[mine].sum())}
         return found
 
 
@@ -101,7 +102,8 @@ def entropy_bits(p: Float[np.ndarray, "r a"]) -> float:
 def of_counts(counts: Mapping[str, float]) -> dict[str, float]:
     """presence (also as `presence:GROUP`), doubt and empty from a marker's sums, or from those of several; what was not
     counted is left out."""
-    parts = {**PARTS, **{k.replace("_won", ""): (k, k.replace("won", "of")) for k in counts if "presence_won:" in k}}
+    groups = [k.removeprefix(GROUP_WON) for k in counts if k.startswith(GROUP_WON)]
+    parts = {**PARTS, **{f"presence:{g}": (f"{GROUP_WON}{g}", f"{GROUP_OF}{g}") for g in groups}}
     return {
         name: round(counts[part] / counts[whole], 4)
         for name, (part, whole) in parts.items()
@@ -114,7 +116,8 @@ def shortcomings(quality: Mapping[str, float]) -> list[str]:
     low = {name: v for name, v in quality.items() if name.startswith("presence") and v < LITTLE}
     return [
         f"the mapping tells images that mention an attribute{_of(name)} from those that do not in only {v:.0%} of cases "
-        "(50% is chance): its pairs are little better than guesses; fit it longer (mapping.fit.steps); see docs/mapping.md"
+        "(chance is 50% or a little more): its pairs are little better than guesses; fit it longer (mapping.fit.steps); "
+        "see docs/mapping.md"
         for name, v in low.items()
     ]
 

@@ -20,7 +20,7 @@ from villa_dist.data.samples import Samples
 from villa_dist.mapping.model import MappingModel
 
 BINS = 1024
-IMAGES, BATCH = 2048, 32
+IMAGES, BATCH = 512, 32
 FEW = 30  # scores of an attribute, below which it has no threshold of its own
 OTHERWISE = 0.5
 
@@ -78,7 +78,7 @@ def calibrated(
         counts = [len(r.boxes) for r in rows]
         mentions = [r.attribute.astype(np.int64) for r in rows]
         with torch.inference_mode():
-            scores = model.score_images(_features(model, batch), counts, mentions)
+            scores = model.score_images(_features(model, batch.to(model.attribute.device)), counts, mentions)
         for ids, score_RA in zip(mentions, scores, strict=True):
             histogram.add(ids, score_RA)
     return torch.from_numpy(histogram.thresholds(share.numpy(), OTHERWISE))

@@ -23,6 +23,7 @@ from villa_dist.attributes import vocabulary
 from villa_dist.config import Config, OptimConfig
 from villa_dist.data.loader import Draws, Recipe
 from villa_dist.data.samples import Samples
+from villa_dist.encoders.precision import best_device
 from villa_dist.mapping.model import MappingModel
 from villa_dist.mapping.rates import positive_share, rates
 from villa_dist.train import lessons
@@ -131,7 +132,7 @@ def mapping(config: Config) -> JobParts:
     objective = MappingObjective(model, share)
 
     def complete(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        fitted = models.build_mapping(description, weights)
+        fitted = models.build_mapping(description, weights).to(best_device())
         return {**weights, "threshold": calibrated(fitted, samples, share, config.mapping.fit, config.seed)}
 
     recipe = Recipe(changes=changes, draws=draws)

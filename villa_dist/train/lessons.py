@@ -17,28 +17,29 @@ from villa_dist.mapping.evidence import ALONE
 COMMON = 0.5  # attributes of more than half of the images teach by their absence
 
 
+def check_groups(config: MappingConfig, groups: Sequence[str]) -> None:
+    """Raises: VillaError for a group that no attribute is of. groups: of each attribute."""
+    for name in ("exclusive", "turned", "recoloured"):
+        for unknown in sorted(set(getattr(config, name)) - set(groups)):
+            raise VillaError(
+                f"mapping.{name}: no attribute is of the group {unknown!r}; the vocabulary's groups are "
+                f"{', '.join(repr(g) for g in dict.fromkeys(groups))}; name one of these, or leave mapping.{name} out"
+            )
+
+
 def exclusive_groups(config: MappingConfig, groups: Sequence[str]) -> Int[Tensor, " V"]:
-    """groups: of each attribute. Returns the number of its group among `config.exclusive`, else ALONE."""
-    _check("exclusive", config.exclusive, groups)
+    """Of each attribute the number of its group among `config.exclusive`, else ALONE."""
+    check_groups(config, groups)
     number = {name: i for i, name in enumerate(config.exclusive)}
     return torch.tensor([number.get(g, ALONE) for g in groups], dtype=torch.int64)
 
 
 def changes(config: MappingConfig, groups: Sequence[str]) -> tuple[tuple[Changes, ...], Int[Tensor, " V"]]:
     """The changes that images get, and for each attribute the one it is learnt from."""
-    for name in ("turned", "recoloured"):
-        _check(name, getattr(config, name), groups)
+    check_groups(config, groups)
     kept = [Changes(g in config.turned, g in config.recoloured) for g in groups]
     distinct = tuple(dict.fromkeys(kept))
     return distinct, torch.tensor([distinct.index(k) for k in kept], dtype=torch.int64)
-
-
-def _check(name: str, chosen: Sequence[str], groups: Sequence[str]) -> None:
-    for unknown in sorted(set(chosen) - set(groups)):
-        raise VillaError(
-            f"mapping.{name}: no attribute is of the group {unknown!r}; the vocabulary's groups are "
-            f"{', '.join(dict.fromkeys(groups))}"
-        )
 
 
 def absence_draws(place: Int[np.ndarray, "K 2"], mentioned: Bool[np.ndarray, "K C"]) -> Draws | None:
