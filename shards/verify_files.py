@@ -55,6 +55,8 @@ def check_bytes(place: str, output: Output, size: int, digest: str, found: Findi
 def read_table(data: bytes, place: str, schema: pa.Schema | None, found: Findings) -> pa.Table | None:
     try:
         table = sidecar.from_bytes(data, place, schema)
+        if schema is None and set(sidecar.ORIGIN.names) <= set(table.column_names):
+            return sidecar.from_bytes(data, place, sidecar.ORIGIN, optional=("row",))
         for known in (ROWS, COUNTS) if schema is None else ():
             if set(known.names) <= set(table.column_names):
                 table = sidecar.from_bytes(data, place, known)

@@ -62,7 +62,8 @@ def test_what_was_packed_verifies_clean(tmp_path: Path, kind: str) -> None:
         rows = [f"src/{n:04d}.png,a red thing" for n in range(9)]
         src = tmp_path / "listing.csv"
         src.write_text("\n".join(["path,text", *rows]) + "\n")
-    result_line(pack(src, dst, "--max-count", 4, "--workers", 1))
+    columns = ["--image-column", "path", "--text-column", "text", "--images", tmp_path] if kind == "table" else []
+    result_line(pack(src, dst, "--max-count", 4, "--workers", 1, *columns))
     line = result_line(villa("shards", "verify", str(dst)))
     assert line["clean"], line["kinds"]
     assert set(line["stages"]) == {"base", "origin"}
