@@ -82,10 +82,10 @@ def _interrupt(signum: int, frame: object) -> None:
 @contextmanager
 def pipeline(config: Config, force: bool) -> Iterator[Any]:
     """A pipeline on the runner that the config names, with the run's folder held."""
-    from villa_dist.lock import lock
+    from shards.lock import lock
     from villa_dist.pipeline import Pipeline
 
-    held = lock(config.run)
+    held = lock(config.run, "set `run` to another folder")
     try:
         if config.runner == "local":
             from villa_dist.runner import LocalRunner

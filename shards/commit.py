@@ -227,8 +227,10 @@ class StageFolder:
         self.dataset_url, self.stage = dataset_url.rstrip("/"), stage
         self.store = Store(f"{self.dataset_url}/{stage}")
 
-    def claim(self, config: Mapping[str, Any]) -> str:
+    def claim(self, config: Mapping[str, Any], instead: str = "Set `run` to another folder") -> str:
         """Bind this folder to one config, before any work. Returns the config's fingerprint.
+
+        instead: how to keep both, for the message.
 
         Raises: StaleStageError naming every difference when the folder holds another config's output.
         """
@@ -251,8 +253,8 @@ class StageFolder:
         lines = "\n".join(f"  {line}" for line in difference(theirs, config))
         raise StaleStageError(
             f"{self.store.path()} was made with another config, and the two are never mixed. What differs (there -> "
-            f"here):\n{lines}\nSet `run` to another folder to keep both, or repeat with --force to redo this stage "
-            "and all that follow from it."
+            f"here):\n{lines}\n{instead} to keep both, or repeat with --force to redo this one and all that follow from "
+            "it."
         )
 
     def claimed(self) -> dict[str, Any] | None:
@@ -283,8 +285,13 @@ class StageFolder:
         return [name.removesuffix(SUFFIX) for name in self.store.list("", SUFFIX)]
 
     def marker(self, shard: str) -> Marker:
-        name = shard + SUFFIX
-        return Marker.from_bytes(self.store.read(name), self.store.path(name))
+        found = self.find_marker(shard)
+        if found is None:
+            raise ShardError(
+                f"{self.store.path(shard + SUFFIX)} does not exist, so shard {shard} is not committed; restore the marker, "
+                f"or run again what makes {self.stage!r} (`villa shards verify` lists all that is missing)"
+            )
+        return found
 
     def find_marker(self, shard: str) -> Marker | None:
         """None where the shard is not committed. Raises: ShardError when its marker is damaged."""

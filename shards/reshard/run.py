@@ -13,9 +13,11 @@ import numpy as np
 import pyarrow as pa
 
 from shards import manifest, sidecar
-from shards.commit import Marker, StageFolder
+from shards.commit import SUFFIX, Marker, StageFolder
 from shards.digest import SampleDigest, fingerprint, sha256
 from shards.errors import BudgetError, ShardError, StaleStageError, VillaError
+from shards.lock import lock
+from shards.places import stages_of
 from shards.reshard import dedupe, predicate
 from shards.reshard.apart import check_apart
 from shards.reshard.bucket import BucketJob, bucket_count, bucket_of, group_name, source_groups
@@ -85,10 +87,20 @@ class Reshard:
 
     def run(self) -> dict[str, Any]:
         started = time.monotonic()
+        held = lock(self.options.dst, "give another DST")
+        try:
+            return self._run(started)
+        finally:
+            if held:
+                held.release()
+
+    def _run(self, started: float) -> dict[str, Any]:
         self._claim()
-        if manifest.exists(self.base):
+        known = self._finished() if manifest.exists(self.base) else None
+        if known is not None:
             self._clean()
-            return json.loads(self.dst.read(RESULT))  # type: ignore[no-any-return]
+            return known
+        self._begin()
         scanned = self._scan()
         dropped, lost = (
             self._duplicates(scanned) if self.options.dedupe else (np.zeros(len(scanned.rows), np.int64), [])
@@ -116,12 +128,46 @@ class Reshard:
         except StaleStageError:
             if not self.force and self.base.shards_done():
                 raise  # where nothing is committed yet, nothing can be mixed
-            for folder in self.outputs:
-                folder.clear()
+            for stage in stages_of(self.dst):  # sidecars of another base as well
+                StageFolder(self.options.dst, stage).clear()
+            self.dst.remove(RESULT)
             self.work.remove("", recursive=True)
-        if manifest.exists(self.base):
-            return
-        self._bind(self.outputs, self.claim)
+            self._bind(self.outputs, self.claim)
+
+    def _finished(self) -> dict[str, Any] | None:
+        """The result of a reshard that is complete and whole. Of one that is not, with `force`: None, its damaged shards
+        taken out, so that they are written again. Raises: ShardError for it otherwise."""
+        trouble = self._damage()
+        data = self.dst.find(RESULT)
+        if not trouble and data is not None:
+            result: dict[str, Any] = json.loads(data)
+            return {**result, "dataset": self.options.dst}
+        first = next(iter(trouble.values()), f"{self.dst.path(RESULT)} is missing although the data set is complete")
+        if not self.force:
+            also = f" ({len(trouble)} shards in all)" if len(trouble) > 1 else ""
+            raise ShardError(f"{first}{also}; restore it, or repeat with --force to write it again from the sources")
+        for shard in trouble:
+            for folder in self.outputs:
+                folder.store.remove(shard + SUFFIX)
+        for folder in self.outputs:
+            folder.store.remove(manifest.NAME)
+        return None
+
+    def _damage(self) -> dict[str, str]:
+        """Shards whose files are not as committed, with what is wrong: sizes, and with `force` contents."""
+        found: dict[str, str] = {}
+        for folder in self.outputs:
+            shards = manifest.read(folder).shards if manifest.exists(folder) else manifest.read(self.base).shards
+            sizes = folder.store.list_sizes()
+            sound = set() if self.force else manifest.sound(folder, sizes, self.fingerprint)
+            for shard in sorted(set(shards) - sound):
+                why = folder.damaged(shard, content=self.force, bound=self.fingerprint, sizes=sizes)
+                if why:
+                    found.setdefault(shard, why)
+        return found
+
+    def _begin(self) -> None:
+        """Claim the folders of the passes before the last."""
         passes = [StageFolder(self.work.url, name) for name in ("scan", "dedupe", "buckets")]
         try:
             self._bind(passes, self.work_claim)
@@ -132,7 +178,7 @@ class Reshard:
 
     def _bind(self, folders: Sequence[StageFolder], claim: dict[str, Any]) -> None:
         for folder in folders:
-            folder.claim(claim)
+            folder.claim(claim, "Give another DST")
 
     def _scan(self) -> Scanned:
         folder, found = StageFolder(self.work.url, "scan"), self._scanned()
