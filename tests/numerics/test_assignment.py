@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from villa_dist.config import PairsConfig
 from villa_dist.mapping.assign import assign, transport
 from villa_dist.mapping.evidence import ALONE
-from villa_dist.mapping.quality import entropy_bits, of_counts, outlying, presence, shortcomings
+from villa_dist.mapping.quality import best_scores, entropy_bits, of_counts, outlying, presence, shortcomings
 from villa_dist.train.calibration import BINS, FEW, Histogram
 
 
@@ -145,3 +146,22 @@ def test_a_shard_of_another_kind_stands_out() -> None:
     found = outlying({**usual, "odd": {"presence": 0.6}, "blank": {}})
     assert list(found) == ["odd"]
     assert found["odd"].startswith("presence 0.600, of most 0.")
+
+
+@pytest.mark.parametrize("most", [9, 60])
+def test_scores_without_a_signal_have_even_presence_whatever_the_number_of_regions(most: int) -> None:
+    """Images with more regions mention more, and their best region scores higher by chance alone."""
+    random = np.random.default_rng(most)
+    counts = random.integers(1, most + 1, 200)
+    ids = np.arange(6)
+    said = np.stack([random.random(6) < 1 - 0.8**n for n in counts])
+
+    class Noise:
+        attribute = torch.zeros(6, 1)
+
+        def scores(self, feature: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
+            return torch.from_numpy(random.random((len(feature), len(ids))))
+
+    best = best_scores(Noise(), [torch.zeros(int(n), 1) for n in counts], ids)  # type: ignore[arg-type]
+    won, of = presence(best, said)
+    assert won.sum() / of.sum() == pytest.approx(0.5, abs=0.05)

@@ -128,28 +128,45 @@ def test_an_image_without_regions_does_not_spoil_the_batch(name: str, pooling: s
     assert cosine.grad.any()
 
 
+@pytest.mark.parametrize("group", [None, torch.tensor([0, 0, 0, 1, 1])], ids=["alone", "exclusive"])
+def test_a_confident_mistake_is_felt(group: torch.Tensor | None) -> None:
+    """A region sure of what its image lacks, and an image none of whose regions has what it mentions."""
+    said = torch.zeros(2, ATTRIBUTES, dtype=torch.bool)
+    said[1] = True
+    logit = torch.full((3, ATTRIBUTES), -17.0)
+    logit[0, 0] = 20.0
+    logit.requires_grad_()
+    evidence = Evidence(torch.tensor([0, 1, 1]), said, torch.full((ATTRIBUTES,), 0.3))
+    (of_or,) = torch.autograd.grad(noisy_or(chances(logit, group), evidence), logit)
+    assert of_or[0, 0] > 0.05 / ATTRIBUTES
+    assert (of_or[1:] < -1e-3).all()
+    (of_risk,) = torch.autograd.grad(negative_unlabelled(chances(logit, group), evidence), logit)
+    assert of_risk[0, 0] > 0.05 / ATTRIBUTES
+
+
 HALF = torch.full((ATTRIBUTES,), 0.5, dtype=torch.float64)
 
 
-@pytest.mark.parametrize("some_drawn", [False, True])
-def test_noisy_or_equals_loops(some_drawn: bool) -> None:
-    """Image 1 has no region, so it teaches nothing; drawn images neither."""
+WEIGHT = torch.tensor([0.3, 5.0, 1.0, 2.0, 0.7, 0.1], dtype=torch.float64)
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+def test_noisy_or_equals_loops(weighted: bool) -> None:
+    """Image 1 has no region, so it teaches nothing."""
     said, image_of = mentions(), regions([2, 0, 4, 1, 1, 2])
     logit = 2 * torch.randn(10, ATTRIBUTES, dtype=torch.float64)
-    drawn = torch.tensor([False, False, False, some_drawn, False, False])
+    weight = WEIGHT.tolist() if weighted else [1.0] * IMAGES
     means = []
     for a in range(ATTRIBUTES):
-        terms = []
-        for i in range(IMAGES):
-            if i == 1 or drawn[i]:
-                continue
+        total = 0.0
+        for i in (0, 2, 3, 4, 5):
             none = 1.0
             for r in range(10):
                 if image_of[r] == i:
                     none *= 1 - 1 / (1 + math.exp(-float(logit[r, a])))
-            terms.append(-math.log(1 - none) if said[i, a] else -math.log(none))
-        means += [sum(terms) / len(terms)] if terms else []
-    evidence = Evidence(image_of, said, HALF, drawn if some_drawn else None)
+            total -= weight[i] * (math.log(1 - none) if said[i, a] else math.log(none))
+        means.append(total / (sum(weight) - weight[1]))
+    evidence = Evidence(image_of, said, HALF, WEIGHT if weighted else None)
     assert noisy_or(chances(logit), evidence).item() == pytest.approx(sum(means) / len(means), rel=1e-9)
 
 
@@ -162,7 +179,7 @@ def test_exclusive_attributes_share_a_softmax_with_none_of_them() -> None:
             for a in group:
                 p = math.exp(float(logit[r, a])) / total
                 assert found.has[r, a].item() == pytest.approx(math.log(p), rel=1e-9)
-                assert found.lacks[r, a].item() == pytest.approx(math.log(1 - p), rel=1e-6, abs=2e-6)
+                assert found.lacks[r, a].item() == pytest.approx(math.log1p(-p), rel=1e-9)
     alone = chances(logit, torch.full((ATTRIBUTES,), ALONE))
     assert torch.equal(alone.has, chances(logit).has)
 
@@ -176,29 +193,34 @@ def test_noisy_or_stays_finite(size: float, group: torch.Tensor | None) -> None:
     assert torch.isfinite(torch.autograd.grad(loss, logit)[0]).all()
 
 
-def risk_by_loops(logit: np.ndarray, image_of: list[int], said: np.ndarray, share: list[float]) -> float:
+def risk_by_loops(
+    logit: np.ndarray, image_of: list[int], said: np.ndarray, share: list[float], weight: list[float]
+) -> float:
     """Non-negative risk with the classes exchanged: R = (1-p) R_n^-(g) + max(0, R_u^+(g) - (1-p) R_n^+(g))."""
     risks = []
     for a in range(logit.shape[1]):
-        unlabelled = [float(logit[r, a]) for r in range(len(logit)) if said[image_of[r], a]]
-        negative = [float(logit[r, a]) for r in range(len(logit)) if not said[image_of[r], a]]
-        if not unlabelled or not negative:
+        at = {u: [r for r in range(len(logit)) if bool(said[image_of[r], a]) is u] for u in (True, False)}
+        if not at[True] or not at[False]:
             continue
-        as_positive = [math.log1p(math.exp(-x)) for x in unlabelled]
-        wrong = [math.log1p(math.exp(-x)) for x in negative]
-        as_negative = [math.log1p(math.exp(x)) for x in negative]
-        positive = sum(as_positive) / len(unlabelled) - (1 - share[a]) * sum(wrong) / len(negative)
-        risks.append(max(0.0, positive) + (1 - share[a]) * sum(as_negative) / len(negative))
+
+        def mean(rows: list[int], sign: int, a: int = a) -> float:
+            total = sum(weight[image_of[r]] for r in rows)
+            return sum(weight[image_of[r]] * math.log1p(math.exp(sign * float(logit[r, a]))) for r in rows) / total
+
+        positive = mean(at[True], -1) - (1 - share[a]) * mean(at[False], -1)
+        risks.append(max(0.0, positive) + (1 - share[a]) * mean(at[False], 1))
     return sum(risks) / len(risks)
 
 
+@pytest.mark.parametrize("weighted", [False, True])
 @pytest.mark.parametrize("share", [0.05, 0.4, 0.95])
-def test_negative_unlabelled_equals_loops(share: float) -> None:
+def test_negative_unlabelled_equals_loops(share: float, weighted: bool) -> None:
     said, image_of = mentions(), regions([2, 1, 3, 1, 1, 2])
     logit = 2 * torch.randn(10, ATTRIBUTES, dtype=torch.float64)
     share_A = torch.linspace(share / 2, share, ATTRIBUTES, dtype=torch.float64)
-    expected = risk_by_loops(logit.numpy(), image_of.tolist(), said.numpy(), share_A.tolist())
-    evidence = Evidence(image_of, said, share_A)
+    weight = WEIGHT.tolist() if weighted else [1.0] * IMAGES
+    expected = risk_by_loops(logit.numpy(), image_of.tolist(), said.numpy(), share_A.tolist(), weight)
+    evidence = Evidence(image_of, said, share_A, WEIGHT if weighted else None)
     assert negative_unlabelled(chances(logit), evidence).item() == pytest.approx(expected, rel=1e-12)
 
 

@@ -11,7 +11,8 @@ import torch
 from shards import manifest, sidecar
 from shards.collect import conservation
 from shards.commit import StageFolder
-from shards.errors import ShardError
+from shards.errors import ShardError, VillaError
+from villa_dist.config import MappingConfig
 from villa_dist.config_file import load
 from villa_dist.data.loader import Batches, Changes, Draws, PairBatch, Recipe
 from villa_dist.data.samples import Samples
@@ -20,6 +21,7 @@ from villa_dist.encoders.text import tokenize_words, word_bucket
 from villa_dist.stages.base import StageRequest
 from villa_dist.stages.ingest import units
 from villa_dist.stages.registry import make_stage
+from villa_dist.train.lessons import absence_draws, changes, check_groups, exclusive_groups
 
 IMAGES = 20
 
@@ -45,7 +47,7 @@ def samples(dataset: str, stage: str | None = "truth") -> Samples:
     return Samples(dataset, stage, images=True, max_pixels=10_000)
 
 
-DRAWS = Draws(np.array([[0, 1], [2, 0], [3, 1]]), np.array([0.2, 0.9, 1.0]))
+DRAWS = Draws(np.array([[0, 1], [2, 0], [3, 1]]), np.array([0.2, 0.7, 0.1]), IMAGES)
 CHANGED = Recipe(2, (Changes(turn=True), Changes(recolour=True)), DRAWS)
 
 
@@ -113,8 +115,49 @@ def test_any_number_of_ranks_sees_the_same_global_batches(dataset: str, world: i
             assert [len(p.others) for p in [expected, *found]] == [1] * (world + 1)
             assert equal(joined([p.others[0] for p in found]), expected.others[0])
             assert not equal(expected, expected.others[0])
-            assert expected.drawn is not None
-            assert expected.drawn.tolist() == [False, True] * 4
+            assert expected.weight is not None
+            assert torch.equal(torch.cat([p.weight for p in found if p.weight is not None]), expected.weight)
+            assert expected.weight[1::2].tolist() == pytest.approx(
+                [DRAWS.weight(*DRAWS.at(3, p)) for p in drawn_at(step)]
+            )
+
+
+def drawn_at(step: int) -> list[int]:
+    """Every second position of a batch of eight."""
+    return list(range(8 * step + 1, 8 * step + 8, 2))
+
+
+def test_weights_make_means_over_batches_those_over_the_data_set() -> None:
+    """Half of the samples come once in `images` each, half by their chances: weighted, every sample counts the same."""
+    sizes = (6, 6, 6, 2)
+    places = [(shard, row) for shard, size in enumerate(sizes) for row in range(size)]
+    chance = {tuple(p): c for p, c in zip(DRAWS.place.tolist(), DRAWS.chance.tolist(), strict=True)}
+    density = [0.5 / IMAGES + 0.5 * chance.get(place, 0.0) for place in places]
+    assert sum(density) == pytest.approx(1.0)
+    counted = [d * DRAWS.weight(*place) for d, place in zip(density, places, strict=True)]
+    assert counted == pytest.approx([1 / IMAGES] * IMAGES)
+    assert max(DRAWS.weight(*place) for place in places) == 2.0
+
+
+def test_absence_draws_give_each_common_attribute_its_images() -> None:
+    place = np.array([[0, 0], [0, 1], [1, 0], [1, 1]])
+    said = np.array([[True, True], [False, True], [True, False], [True, False]])
+    draws = absence_draws(place, said, 4)
+    assert draws is not None
+    assert draws.place.tolist() == [[0, 1], [1, 0], [1, 1]]
+    assert draws.chance.tolist() == pytest.approx([0.5, 0.25, 0.25])
+    assert absence_draws(place, np.ones((4, 2), bool), 4) is None
+    assert absence_draws(place, np.ones((4, 0), bool), 4) is None
+
+
+def test_groups_that_do_not_exist_are_named() -> None:
+    config = MappingConfig.model_validate({"exclusive": ["colour"], "turned": ["shape", "colour"]})
+    with pytest.raises(VillaError, match=r"mapping\.turned: no attribute is of the group 'shape'; .* 'colour', 'size'"):
+        check_groups(config, ["colour", "size"])
+    distinct, expert = changes(config.model_copy(update={"turned": ["colour"]}), ["colour", "size", "colour"])
+    assert distinct == (Changes(turn=True), Changes())
+    assert expert.tolist() == [0, 1, 0]
+    assert exclusive_groups(config.model_copy(update={"turned": []}), ["size", "colour"]).tolist() == [-1, 0]
 
 
 def test_draws_follow_their_weights_and_leave_every_second_place() -> None:
@@ -126,7 +169,7 @@ def test_draws_follow_their_weights_and_leave_every_second_place() -> None:
 
 
 def test_an_image_drawn_again_is_changed_otherwise(dataset: str) -> None:
-    one = Recipe(2, (Changes(turn=True, recolour=True),), Draws(np.array([[0, 1]]), np.array([1.0])))
+    one = Recipe(2, (Changes(turn=True, recolour=True),), Draws(np.array([[0, 1]]), np.array([1.0]), IMAGES))
     pixels = [p for step in range(3) for p in batches(dataset, recipe=one).batch(step).pixels[1::2]]  # type: ignore[index]
     assert len({p.numpy().tobytes() for p in pixels}) > 8
 
@@ -152,7 +195,7 @@ def test_the_turns_are_all_different_and_recolouring_keeps_grey(dataset: str) ->
     assert not torch.equal(batch.pixels, plain.pixels)
     assert torch.equal(batch.pixels.sort(1).values, plain.pixels.sort(1).values)
     assert batch.others == ()
-    assert batch.drawn is None
+    assert batch.weight is None
 
 
 def test_a_batch_size_that_does_not_divide_is_refused(dataset: str) -> None:

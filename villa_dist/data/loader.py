@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -42,7 +43,7 @@ class PairBatch:
     feature: Tensor | None  # R D, frozen region features
     images: int
     sizes: Tensor | None = None  # N 2: height and width of each image in the padded pixels; None: all fill them
-    drawn: Tensor | None = None  # N bool: drawn by `Draws` instead of in the global order
+    weight: Tensor | None = None  # N: how much each image counts, where some are drawn more often; None: all the same
     others: tuple[PairBatch, ...] = ()  # the same images by the other `Recipe.changes`
 
     def to(self, device: torch.device) -> PairBatch:
@@ -80,19 +81,38 @@ def collate(rows: list[Row], mentions: bool) -> PairBatch:
 
 @dataclass(frozen=True)
 class Draws:
-    """Samples that take every second place of the global batch, each drawn by its weight: (shard, row) and the running sum
-    of the weights, which ends with 1."""
+    """Samples that take every second place of the global batch, each drawn by its chance.
 
-    place: np.ndarray  # K x 2
-    until: np.ndarray  # K
+    place: (shard, row) of K samples, ascending. chance: K, summing to 1. images: how many the data set has.
+    """
+
+    place: np.ndarray
+    chance: np.ndarray
+    images: int
+
+    @cached_property
+    def _until(self) -> np.ndarray:
+        return np.cumsum(self.chance)
+
+    @cached_property
+    def _keys(self) -> np.ndarray:
+        return (self.place[:, 0].astype(np.int64) << 32) + self.place[:, 1]
 
     def at(self, seed: int, position: int) -> tuple[int, int] | None:
         """What stands at a position of the endless sample stream; None: what the global order says."""
         if position % 2 == 0:
             return None
-        where = np.searchsorted(self.until, np.random.default_rng([seed, DRAW, position]).random(), side="right")
+        where = np.searchsorted(self._until, np.random.default_rng([seed, DRAW, position]).random(), side="right")
         shard, row = self.place[min(int(where), len(self.place) - 1)].tolist()
         return shard, row
+
+    def weight(self, shard: int, row: int) -> float:
+        """What makes weighted means over both halves of a batch those over the data set: one over how much more often than
+        once in `images` the image comes, at most 2."""
+        key = (shard << 32) + row
+        where = int(np.searchsorted(self._keys, key))
+        known = where < len(self._keys) and int(self._keys[where]) == key
+        return 2.0 / (1.0 + (self.images * float(self.chance[where]) if known else 0.0))
 
 
 @dataclass(frozen=True)
@@ -151,19 +171,19 @@ class Batches:
 
     def batch(self, step: int) -> PairBatch:
         first = step * self.batch_images + self.rank * self.part
-        rows, drawn = [], []
+        rows, weight = [], []
         for position, (epoch, shard, row) in enumerate(self.order.locate(first, first + self.part).tolist(), first):
             chosen = self.recipe.draws.at(self.seed, position) if self.recipe.draws else None
             if chosen:
                 shard, row = chosen
                 epoch = position + DRAWN  # the same image is drawn several times an epoch, each time changed otherwise
             rows.append((self.samples.row(shard, row), (self.seed, epoch, shard, row)))
-            drawn.append(chosen is not None)
+            weight.append(self.recipe.draws.weight(shard, row) if self.recipe.draws else 1.0)
         mentions = self.samples.stage == "regions"
         made = [
             replace(
                 collate([changed(row, change, self.recipe.shift_pixels, (*at, k)) for row, at in rows], mentions),
-                drawn=torch.tensor(drawn) if self.recipe.draws else None,
+                weight=torch.tensor(weight) if self.recipe.draws else None,
             )
             for k, change in enumerate(self.recipe.changes)
         ]

@@ -20,13 +20,13 @@ ALONE = -1  # the group of attributes that exclude no other
 class Evidence:
     """share: of the regions in images that mention an attribute, those that have it (`mapping.rates.positive_share`).
 
-    drawn: images that were drawn for what they lack, and so do not stand for the data set; None: no image was.
+    weight: how much each image counts, where some come more often than others; None: all the same.
     """
 
     image_of: Int[Tensor, " R"]
     mentioned: Bool[Tensor, "I A"]
     share: Float[Tensor, " A"]
-    drawn: Bool[Tensor, " I"] | None = None
+    weight: Float[Tensor, " I"] | None = None
 
     @property
     def images(self) -> int:
@@ -56,13 +56,25 @@ def chances(logit_RA: Float[Tensor, "R A"], group_A: Int[Tensor, " A"] | None = 
         return Chances(has, lacks)
     for group in torch.unique(group_A[group_A != ALONE]).tolist():
         column = torch.nonzero(group_A == group)[:, 0]
-        own = logit_RA[:, column]
-        share = torch.log_softmax(F.pad(own, (0, 1)), 1)[:, :-1]
-        has = has.index_copy(1, column, share)
-        lacks = lacks.index_copy(1, column, log_of_rest(share))
+        own = F.pad(logit_RA[:, column], (0, 1))  # "none" last
+        share = torch.log_softmax(own, 1)
+        has = has.index_copy(1, column, share[:, :-1])
+        lacks = lacks.index_copy(1, column, log_of_others(own, share)[:, :-1])
     return Chances(has, lacks)
 
 
-def log_of_rest(log_p: Float[Tensor, "R A"]) -> Float[Tensor, "R A"]:
-    """log(1 - p), kept finite where p is 1 in the floats at hand."""
-    return torch.log(-torch.expm1(log_p.clamp(max=-1e-6)))
+def log_of_others(logit: Float[Tensor, "R G"], log_p: Float[Tensor, "R G"]) -> Float[Tensor, "R G"]:
+    """log(1 - p) of a softmax over G >= 2. Of the likeliest, from the logits of the others, since 1 - p is lost in rounding
+    there; of the rest, which have at most one half, from p."""
+    top = logit.argmax(1, keepdim=True)
+    others = torch.logsumexp(logit.scatter(1, top, float("-inf")), 1, keepdim=True)
+    of_top = others - torch.logsumexp(logit, 1, keepdim=True)
+    rest = torch.log1p(-log_p.scatter(1, top, float("-inf")).exp())
+    return rest.scatter(1, top, of_top)
+
+
+def log_any(log_none: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+    """log(1 - exp(x)) for x <= 0, exact at both ends and finite at 0."""
+    x = log_none.clamp(max=-1e-30)
+    near = x > -0.693
+    return torch.where(near, torch.log(-torch.expm1(x.clamp(min=-0.7))), torch.log1p(-torch.exp(x.clamp(max=-0.6))))

@@ -13,43 +13,47 @@ from torch import Tensor
 from villa_dist.config import MappingConfig
 from villa_dist.distributed import gather_rows, sum_over_ranks
 from villa_dist.losses import NEGATIVE_INFINITY, image_attribute_logits, mapping_contrast
-from villa_dist.mapping.evidence import Chances, Evidence
+from villa_dist.mapping.evidence import Chances, Evidence, log_any
 
 NOISY_OR_WEIGHT = 0.3  # beside the negative-unlabelled risk in `both`
 
 
 def noisy_or(found: Chances, evidence: Evidence) -> Float[Tensor, ""]:
     """Binary cross-entropy of "some region has a" = 1 - prod_r (1 - p_ra) against the mention: the mean over images of each
-    attribute, then over attributes. Images drawn for what they lack are left out, since they would bend the rates."""
+    attribute, then over attributes."""
     said_IA = evidence.mentioned.to(found.lacks.dtype)
-    none_IA = torch.zeros_like(said_IA).index_add(0, evidence.image_of, found.lacks).clamp(max=-1e-6)
-    loss_IA = -(said_IA * torch.log(-torch.expm1(none_IA)) + (1 - said_IA) * none_IA)
-    counted_I = evidence.filled if evidence.drawn is None else evidence.filled & ~evidence.drawn
-    counted_IA = counted_I[:, None].expand_as(loss_IA)
-    total_A, count_A = sum_over_ranks(torch.stack([(loss_IA * counted_IA).sum(0), counted_IA.sum(0).to(loss_IA.dtype)]))
-    return (total_A / count_A.clamp(min=1)).sum() / (count_A > 0).sum().clamp(min=1)
+    none_IA = torch.zeros_like(said_IA).index_add(0, evidence.image_of, found.lacks)
+    loss_IA = -(said_IA * log_any(none_IA) + (1 - said_IA) * none_IA)
+    weight_I = evidence.filled.to(loss_IA.dtype)
+    if evidence.weight is not None:
+        weight_I = weight_I * evidence.weight
+    total_A, weight_A = sum_over_ranks(torch.stack([weight_I @ loss_IA, weight_I.sum().expand(loss_IA.shape[1])]))
+    return (total_A / weight_A.clamp(min=1e-6)).sum() / (weight_A > 0).sum().clamp(min=1)
 
 
 def negative_unlabelled(found: Chances, evidence: Evidence) -> Float[Tensor, ""]:
     """Non-negative risk: regions of images that lack a are certain negatives, the others are unlabelled, a share
     `evidence.share` of them positive (after non-negative PU learning, Kiryo et al. 2017, with the classes exchanged)."""
-    unlabelled_RA = evidence.mentioned[evidence.image_of]
-    negative_RA = ~unlabelled_RA
     as_positive, as_negative = -found.has, -found.lacks
+    unlabelled_RA = evidence.mentioned[evidence.image_of].to(as_positive.dtype)
+    negative_RA = 1 - unlabelled_RA
+    if evidence.weight is not None:
+        weight_R1 = evidence.weight[evidence.image_of, None]
+        unlabelled_RA, negative_RA = unlabelled_RA * weight_R1, negative_RA * weight_R1
     sums_5A = sum_over_ranks(
         torch.stack(
             [
                 (as_positive * unlabelled_RA).sum(0),
                 (as_positive * negative_RA).sum(0),
                 (as_negative * negative_RA).sum(0),
-                unlabelled_RA.sum(0).to(as_positive.dtype),
-                negative_RA.sum(0).to(as_positive.dtype),
+                unlabelled_RA.sum(0),
+                negative_RA.sum(0),
             ]
         )
     )
     unlabelled_as_positive, negative_as_positive, negative_as_negative, count_u, count_n = sums_5A
     usable_A = ((count_u > 0) & (count_n > 0)).to(as_positive.dtype)
-    count_u, count_n, share_A = count_u.clamp(min=1), count_n.clamp(min=1), evidence.share
+    count_u, count_n, share_A = count_u.clamp(min=1e-6), count_n.clamp(min=1e-6), evidence.share
     positive_A = unlabelled_as_positive / count_u - (1 - share_A) * negative_as_positive / count_n
     negative_A = (1 - share_A) * negative_as_negative / count_n
     return (usable_A * (positive_A.clamp(min=0) + negative_A)).sum() / usable_A.sum().clamp(min=1)

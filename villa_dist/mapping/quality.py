@@ -76,12 +76,19 @@ class Monitor:
 
 
 def best_scores(model: MappingModel, feature: Sequence[Float[Tensor, "r E"]], ids: np.ndarray) -> np.ndarray:
-    """I x A: each image's best region for each attribute."""
+    """I x A: how remarkable each image's best region is for each attribute, whatever the number of its regions.
+
+    With F_a the share of all regions that score lower for a, and n regions: F_a(best) ** n, the chance that n regions at
+    random stay below it.
+    """
+    device = model.attribute.device
     with torch.inference_mode():
-        chosen = torch.from_numpy(ids).to(model.attribute.device)
-        return np.stack(
-            [model.scores(f.to(model.attribute.device), chosen).max(0).values.cpu().numpy() for f in feature]
-        )
+        score_RA = model.scores(torch.cat(list(feature)).to(device), torch.from_numpy(ids).to(device)).cpu().numpy()
+    below_RA = rankdata(score_RA, axis=0) / (len(score_RA) + 1)
+    counts = np.array([len(f) for f in feature])
+    first = np.cumsum(counts) - counts
+    best_IA: np.ndarray = np.maximum.reduceat(below_RA, first, axis=0) ** counts[:, None]
+    return best_IA
 
 
 def presence(
@@ -116,7 +123,7 @@ def shortcomings(quality: Mapping[str, float]) -> list[str]:
     low = {name: v for name, v in quality.items() if name.startswith("presence") and v < LITTLE}
     return [
         f"the mapping tells images that mention an attribute{_of(name)} from those that do not in only {v:.0%} of cases "
-        "(chance is 50% or a little more): its pairs are little better than guesses; fit it longer (mapping.fit.steps); "
+        "(50% is chance): its pairs are little better than guesses; fit it longer (mapping.fit.steps); "
         "see docs/mapping.md"
         for name, v in low.items()
     ]

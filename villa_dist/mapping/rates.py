@@ -15,15 +15,17 @@ def rates(
 ) -> Float[np.ndarray, " A"]:
     """images_with[n]: images of n regions. mentions[a]: images whose text mentions a. Returns q, A, in (0, 1)."""
     images = max(int(images_with.sum()), 1)
+    mentions, back = np.unique(mentions, return_inverse=True)  # attributes mentioned equally often have equal rates
     absent_A = 1.0 - mentions / images
-    n = np.arange(len(images_with), dtype=np.float64)
+    n = np.flatnonzero(images_with).astype(np.float64)
+    images_with = images_with[images_with > 0]
     low, high = np.full(len(mentions), 1e-6), np.full(len(mentions), 1.0 - 1e-6)
     for _ in range(steps):
         middle = (low + high) / 2
         lacking_A = (images_with[None] * np.power(1.0 - middle[:, None], n[None])).sum(1) / images
         too_low = lacking_A > absent_A
         low, high = np.where(too_low, middle, low), np.where(too_low, high, middle)
-    return (low + high) / 2
+    return ((low + high) / 2)[back]
 
 
 def positive_share(images_with: Int[np.ndarray, " n"], rate_A: Float[np.ndarray, " A"]) -> Float[np.ndarray, " A"]:

@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import islice
 
 import numpy as np
 import pyarrow as pa
@@ -33,6 +34,7 @@ from villa_dist.train.objective import MappingObjective, RegionObjective, WholeO
 from villa_dist.vlm.model import RegionVLM
 
 EMBED_ATTRIBUTES = 512  # at once
+DRAWN_SHARDS = 32  # that images are drawn from by what they lack: few enough to stay open
 RATE_SHARDS = 256  # shards whose region sidecars are read for the attribute rates
 
 
@@ -176,7 +178,7 @@ def absence_draws(config: Config, samples: Samples, mentions: np.ndarray, images
     common = np.nonzero(mentions > lessons.COMMON * images)[0]
     number = {name: i for i, name in enumerate(samples.manifest.shards)}
     place, said = [np.zeros((0, 2), np.int64)], [np.zeros((0, len(common)), bool)]
-    for shard, table in _surveyed(config, samples.below):
+    for shard, table in islice(_surveyed(config, samples.below), DRAWN_SHARDS):
         attribute, at = sidecar.list_column(table, "attributes")
         row = np.repeat(np.arange(len(table)), np.diff(at))
         column = np.full(len(mentions), -1)
@@ -187,7 +189,7 @@ def absence_draws(config: Config, samples: Samples, mentions: np.ndarray, images
         filled = np.diff(sidecar.list_column(table, "boxes")[1]) > 0
         place.append(np.stack([np.full(len(table), number[shard]), np.arange(len(table))], 1)[filled])
         said.append(mentioned[filled])
-    return lessons.absence_draws(np.concatenate(place), np.concatenate(said))
+    return lessons.absence_draws(np.concatenate(place), np.concatenate(said), samples.manifest.total)
 
 
 def _surveyed(config: Config, below: int) -> Iterator[tuple[str, pa.Table]]:

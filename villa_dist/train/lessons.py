@@ -42,15 +42,15 @@ def changes(config: MappingConfig, groups: Sequence[str]) -> tuple[tuple[Changes
     return distinct, torch.tensor([distinct.index(k) for k in kept], dtype=torch.int64)
 
 
-def absence_draws(place: Int[np.ndarray, "K 2"], mentioned: Bool[np.ndarray, "K C"]) -> Draws | None:
+def absence_draws(place: Int[np.ndarray, "K 2"], mentioned: Bool[np.ndarray, "K C"], images: int) -> Draws | None:
     """Draws by absence: each common attribute, in equal parts, draws among the images that lack it.
 
-    place: (shard, row) of K images. mentioned: which of C common attributes each mentions. None where no image lacks any.
+    place: (shard, row) of K images, ascending. mentioned: which of C common attributes each mentions. images: of the data
+    set. None where no image lacks any.
     """
     absent = ~mentioned
-    weight = (absent / np.maximum(absent.sum(0), 1)).sum(1)
-    chosen = weight > 0
+    chance = (absent / np.maximum(absent.sum(0), 1)).sum(1)
+    chosen = chance > 0
     if not chosen.any():
         return None
-    until = np.cumsum(weight[chosen])
-    return Draws(place[chosen], until / until[-1])
+    return Draws(place[chosen], chance[chosen] / chance.sum(), images)
