@@ -324,6 +324,11 @@ class MappingConfig(Section):
     def _options_belong_together(self) -> MappingConfig:
         if self.residual and self.head != "shared":
             raise ValueError("residual belongs to head: shared; per_attribute has parameters of each attribute already")
+        if len(set(self.exclusive)) < len(self.exclusive):
+            raise ValueError(f"exclusive names a group twice: {', '.join(self.exclusive)}")
+        for name, usual in (("pooling", "max"), ("contrast", "images")):
+            if getattr(self, name) != usual and self.loss != "contrastive":
+                raise ValueError(f"{name} belongs to loss: contrastive, and loss is {self.loss}")
         if self.null and self.loss != "contrastive":
             raise ValueError("null belongs to loss: contrastive; groups named in `exclusive` have a none of their own")
         for name in ("exclusive", "turned", "recoloured"):

@@ -119,7 +119,7 @@ def lines(found: Mapping[str, Any]) -> list[str]:
     told = []
     for name, stage in found["stages"].items():
         of = f"/{stage['of']['shards']}" if "of" in stage else ""
-        said = [f"{name:<24}{stage['shards']}{of} shards, {stage['samples']:,} images"]
+        said = [f"{name:<24} {stage['shards']}{of} shards, {stage['samples']:,} images"]
         said += [
             f"{stage[f'{what}_per_second']:,.1f} {what}/s"
             for what in ("images", "regions", "pairs")
