@@ -64,7 +64,7 @@ class WriteWorker:
             rows = self._shuffled(copier, plan) if self.options.shuffle is not None else self._in_order(copier, plan)
             index = copier.close()
             check_written(file.path, index, plain=copier.plain)
-            check_keys(index.keys, file.path)
+            check_keys(index.keys, f"shard {unit} of {self.options.dst}", prefixed=self.options.prefix_keys)
             attempt.write(f"{unit}.idx", index.to_bytes())
             keys = keys_digest(index.keys)
             for stage, table in rows.items():
@@ -145,13 +145,18 @@ class WriteWorker:
         )
 
 
-def check_keys(keys: list[str], place: str) -> None:
+def check_keys(keys: list[str], place: str, *, prefixed: bool) -> None:
     """Raises: VillaError for two samples of one shard with one key, which other readers would take for one sample."""
     if len(set(keys)) < len(keys):
         twice = next(key for key, count in Counter(keys).items() if count > 1)
         raise VillaError(
             f"two samples with the key {twice!r} come together in {place}, where readers would take them for one; "
-            "nothing was committed. Keep the first by --dedupe key, or tell them apart by --prefix-keys, with --force"
+            "the shard was not committed. Keep the first by --dedupe key"
+            + (
+                "; they are of one source, so --prefix-keys is no help"
+                if prefixed
+                else ", or tell them apart by --prefix-keys"
+            )
         )
 
 
