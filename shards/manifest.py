@@ -16,7 +16,6 @@ from shards import marked, sidecar
 from shards.commit import SUFFIX, StageFolder
 from shards.digest import SampleDigest, fingerprint
 from shards.errors import ShardError, StaleStageError
-from shards.marked import row_of as row_of
 
 NAME = "manifest.parquet"
 HEX = re.compile(r"[0-9a-f]{1,32}")

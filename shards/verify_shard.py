@@ -10,7 +10,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from shards import manifest, sidecar
+from shards import manifest, marked, sidecar
 from shards.commit import SUFFIX, Marker, Output, StageFolder
 from shards.decode import MAX_PIXELS
 from shards.digest import SampleDigest
@@ -132,7 +132,7 @@ class DatasetVerifier:
             )
         self._outputs(stage, marker, place, report)
         theirs = stage.listed(shard)
-        for field, expected in manifest.row_of(marker).items() if theirs is not None else ():
+        for field, expected in marked.row_of(marker).items() if theirs is not None else ():
             if theirs is not None and expected != theirs[field]:
                 report.add(
                     "error",

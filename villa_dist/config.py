@@ -69,9 +69,8 @@ class DocMNISTConfig(Section):
     budget: BudgetConfig = BudgetConfig()
     images: ImagesConfig = ImagesConfig()
     shard_images: Positive = 256
-    text_noise: Fraction = (
-        0.0  # chance that a text leaves out an attribute it should mention, or mentions one it should not
-    )
+    # chance that a text leaves out an attribute it should mention, or mentions one that it should not
+    text_noise: Fraction = 0.0
     coupling: Fraction = 0.0  # chance that a digit takes the colour that goes with it, instead of any
 
 
@@ -298,9 +297,8 @@ class FitConfig(OptimConfig):
 class MappingConfig(Section):
     """docs/mapping.md says what each choice is worth."""
 
-    encoder: Literal["frozen", "adapter", "end_to_end"] = (
-        "end_to_end"  # adapter: frozen features, and a light MLP on them
-    )
+    # frozen: features of the one-to-one VLM; adapter: a light MLP on them; end_to_end: a tower trained with the head
+    encoder: Literal["frozen", "adapter", "end_to_end"] = "end_to_end"
     head: Literal["shared", "per_attribute"] = "shared"
     residual: bool = False  # of the shared head: a vector of each attribute's own beside what its text gives
     hidden: Width = 256
@@ -329,6 +327,8 @@ class MappingConfig(Section):
         for name, usual in (("pooling", "max"), ("contrast", "images")):
             if getattr(self, name) != usual and self.loss != "contrastive":
                 raise ValueError(f"{name} belongs to loss: contrastive, and loss is {self.loss}")
+        if self.reference_denominator and self.loss != "contrastive":
+            raise ValueError("reference_denominator belongs to loss: contrastive")
         if self.null and self.loss != "contrastive":
             raise ValueError("null belongs to loss: contrastive; groups named in `exclusive` have a none of their own")
         for name in ("exclusive", "turned", "recoloured"):
@@ -347,17 +347,11 @@ class MappingConfig(Section):
         """Whether region features come from the one-to-one VLM as it is."""
         return self.encoder != "end_to_end"
 
-    @model_validator(mode="after")
-    def _reference_needs_contrast(self) -> MappingConfig:
-        if self.reference_denominator and self.loss != "contrastive":
-            raise ValueError("reference_denominator belongs to loss: contrastive")
-        return self
-
 
 class PairsConfig(Section):
     """relative: every region within `epsilon` of the image's best (the paper). absolute: score >= `threshold`. calibrated:
     score >= a threshold of each attribute's own, found without labels. transport: absolute, of scores moved so that each
-    attribute has a region and no region two attributes of a group. All but the first: and always the image's best."""
+    attribute has about a region, and a region about one attribute of a group. All of them keep the image's best."""
 
     assign: Literal["relative", "absolute", "calibrated", "transport"] = "absolute"
     epsilon: Annotated[float, Field(ge=0)] = 0.2

@@ -14,7 +14,7 @@ import pyarrow as pa
 from PIL import Image
 from shard_samples import Samples
 
-from shards import manifest, sidecar
+from shards import manifest, marked, sidecar
 from shards.commit import Marker, Output, StageFolder
 from shards.digest import SampleDigest, keys_digest, member_digest, sample_hash, sha256
 from shards.index import ShardIndex
@@ -201,7 +201,7 @@ def edit_marker(dataset: Path, stage: str, shard: str, *, follow: bool = True, *
 
 def remake_manifest(dataset: Path, stage: str) -> None:
     folder = StageFolder(str(dataset), stage)
-    rows = [manifest.row_of(folder.marker(s)) for s in folder.shards_done()]
+    rows = [marked.row_of(folder.marker(s)) for s in folder.shards_done()]
     columns = {name: [row[name] for row in rows] for name in manifest.SCHEMA.names}
     (dataset / stage / manifest.NAME).write_bytes(sidecar.to_bytes(sidecar.table(manifest.SCHEMA, columns)))
 

@@ -10,7 +10,7 @@ import pytest
 
 from villa_dist.attributes import mining
 from villa_dist.attributes.lists import read_list
-from villa_dist.attributes.mining import Tally, candidates, mine, phrases
+from villa_dist.attributes.mining import Tally, candidates, phrases
 from villa_dist.attributes.phrases import key
 from villa_dist.attributes.words import words
 
@@ -22,6 +22,13 @@ TEXTS = [
     "teddy bears and umbrellas in the fire",
     *(f"thing{n} with nothing" for n in range(30)),
 ]
+
+
+def mine(texts: list[str], max_words: int) -> Tally:
+    tally = Tally()
+    for text in texts:
+        tally.add(text, max_words)
+    return tally
 
 
 def said(tally: Tally, min_count: int = 2, top: int = 100) -> dict[str, int]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -64,13 +64,6 @@ def candidates(said: Sequence[str], max_words: int) -> Iterator[Gram]:
             run = []
         else:
             run.append(lemma(word))
-
-
-def mine(texts: Iterable[str], max_words: int) -> Tally:
-    tally = Tally()
-    for text in texts:
-        tally.add(text, max_words)
-    return tally
 
 
 def phrases(tally: Tally, min_count: int, top: int) -> list[Mined]:

@@ -137,6 +137,8 @@ def changed(row: Row, changes: Changes, shift_pixels: int, identity: tuple[int, 
     if row.pixels is None:
         return row
     pixels, boxes = shift(row.pixels, shift_pixels, identity[:4]), row.boxes
+    if changes == Changes():
+        return replace(row, pixels=pixels)
     random = np.random.default_rng([*identity, CHANGE])
     if changes.recolour:
         pixels = pixels[..., random.permutation(3)]

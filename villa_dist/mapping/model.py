@@ -22,7 +22,7 @@ from villa_dist.encoders.image import IMAGE_TOWERS
 from villa_dist.encoders.published import Published
 from villa_dist.mapping.evidence import ALONE, Chances, chances
 from villa_dist.mapping.heads import Adapter, SharedHead, head
-from villa_dist.mapping.scoring import exclusive_chances, sigmoid_chances
+from villa_dist.mapping.scoring import image_chances
 
 
 class Expert(nn.Module):
@@ -34,17 +34,6 @@ class Expert(nn.Module):
         self.adapter = Adapter(features, config.hidden) if config.encoder == "adapter" else nn.Identity()
         self.head = head(config, features, dim, attributes)
         self.log_scale = nn.Parameter(torch.full((1,), math.log(1.0 / config.temperature)))
-
-    def features(
-        self,
-        pixels: UInt8[Tensor, "N 3 H W"],
-        boxes: Float[Tensor, "R 4"],
-        image_of: Int[Tensor, " R"],
-        sizes: Int[Tensor, "N 2"] | None = None,
-    ) -> Float[Tensor, "R E"]:
-        assert self.tower is not None, "a frozen mapping takes features from an embeddings sidecar"
-        feature_RE: Tensor = self.tower.encode_regions(pixels, boxes, image_of, sizes)
-        return feature_RE
 
     def cosine(
         self, feature: Float[Tensor, "R E"], attribute: Float[Tensor, "V D"], ids: Int[Tensor, " A"]
@@ -116,7 +105,8 @@ class MappingModel(nn.Module):
         sizes: Int[Tensor, "N 2"] | None = None,
     ) -> Float[Tensor, "R KE"]:
         """Region features by the model's own towers (`encoder: end_to_end`), side by side."""
-        each = [self.of(k).features(pixels, boxes, image_of, sizes) for k in range(len(self.experts))]
+        assert not self.config.frozen, "a frozen mapping takes features from an embeddings sidecar"
+        each = [self.of(k).tower.encode_regions(pixels, boxes, image_of, sizes) for k in range(len(self.experts))]
         return torch.cat(each, 1) if len(each) > 1 else each[0]
 
     def cosine(self, feature: Float[Tensor, "R KE"], ids: Int[Tensor, " A"]) -> Float[Tensor, "R A"]:
@@ -151,9 +141,7 @@ class MappingModel(nn.Module):
             return images
         scale, prior = self._scales, self.prior.cpu().numpy()
         logits = [c * scale[ids] + prior[ids] for c, ids in zip(images, mentions, strict=True)]
-        if self.config.exclusive:
-            return exclusive_chances(logits, [self.groups[ids] for ids in mentions])
-        return sigmoid_chances(logits)
+        return image_chances(logits, [self.groups[ids] for ids in mentions] if self.config.exclusive else None)
 
     @cached_property
     def groups(self) -> Int[np.ndarray, " V"]:

@@ -32,32 +32,31 @@ LITTLE = 0.75  # presence below which a mapping is said to find little
 
 @dataclass
 class Monitor:
-    """Gathers what a shard of `images` images shows."""
+    """Gathers what a shard of `images` images shows. probabilities: whether scores are; cosines have no entropy."""
 
     images: int
-    counts: dict[str, float] = field(default_factory=lambda: {"doubt_bits": 0.0, "scored": 0, "empty": 0})
+    probabilities: bool
+    counts: dict[str, float] = field(default_factory=lambda: {"doubt_bits": 0.0, "scored": 0})
     _row: int = 0
     _feature: list[Tensor] = field(default_factory=list)
     _mentions: list[np.ndarray] = field(default_factory=list)
 
     def see(
         self,
-        feature: Float[Tensor, "r E"],
-        mentions: np.ndarray,
-        score_RA: Float[np.ndarray, "r a"],
-        kept_RA: Bool[np.ndarray, "r a"],
-        *,
-        probabilities: bool,
+        features: Sequence[Float[Tensor, "r E"]],
+        mentions: Sequence[Int[np.ndarray, " a"]],
+        scores: Sequence[Float[np.ndarray, "r a"]],
     ) -> None:
-        """One image, in the order of the shard. Cosines have no entropy."""
-        if self._row % max(1, -(-self.images // SAMPLED_IMAGES)) == 0 and len(feature):
-            self._feature.append(feature)
-            self._mentions.append(mentions)
-        self._row += 1
-        self.counts["empty"] += int((~kept_RA.any(1)).sum())
-        if probabilities:
-            self.counts["doubt_bits"] += entropy_bits(score_RA)
-            self.counts["scored"] += score_RA.size
+        """A run of images, in the order of the shard."""
+        step = max(1, -(-self.images // SAMPLED_IMAGES))
+        sampled = [i for i in range(-self._row % step, len(features), step) if len(features[i])]
+        self._feature += [features[i] for i in sampled]
+        self._mentions += [mentions[i] for i in sampled]
+        self._row += len(features)
+        if self.probabilities and scores:
+            flat = np.concatenate([x.ravel() for x in scores])
+            self.counts["doubt_bits"] += entropy_bits(flat)
+            self.counts["scored"] += flat.size
 
     def result(self, model: MappingModel) -> dict[str, float]:
         """The sums for the marker. Attributes are those that the sampled images mention, the most frequent of them."""
@@ -101,7 +100,7 @@ def presence(
     return (rank_IA * mentioned_IA).sum(0) - with_A * (with_A + 1) / 2, with_A * (images - with_A)
 
 
-def entropy_bits(p: Float[np.ndarray, "r a"]) -> float:
+def entropy_bits(p: Float[np.ndarray, "*shape"]) -> float:
     inside = np.clip(p.astype(np.float64), 1e-12, 1 - 1e-12)
     return float(-(inside * np.log2(inside) + (1 - inside) * np.log2(1 - inside)).sum())
 

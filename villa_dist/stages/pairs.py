@@ -76,7 +76,7 @@ class PairsStage:
             known = self._known(shard, base)
             feature = self._feature(shard, known)
         images: list[RegionAttributePairs] = []
-        monitor = Monitor(len(base))
+        monitor = Monitor(len(base), self.config.mapping.loss != "contrastive")
         counts: dict[str, float] = {"regions": 0, "mentions": 0, "decoded": 0 if feature is not None else len(base)}
         if known is not None and feature is not None:
             runs = self._stored(known, feature)
@@ -88,6 +88,7 @@ class PairsStage:
             counts["regions"] += sum(map(len, some.boxes))
             counts["mentions"] += sum(map(len, some.mentions))
         counts["pairs"] = sum(len(p.region) for p in images)
+        counts["empty"] = counts["regions"] - sum(len(p.boxes) for p in images)
         with timers.time("map"):
             counts |= monitor.result(self.model)
         with self.request.output().attempt(shard) as attempt:
@@ -172,14 +173,12 @@ class PairsStage:
         counts = [len(b) for b in some.boxes]
         with torch.inference_mode():
             scores = self.model.score_images(some.feature, counts, some.mentions)
-        pairs, config = [], self.config.pairs
-        probabilities = self.config.mapping.loss != "contrastive"
-        features = some.feature.split(counts)
-        for boxes, ids, feature, score_RA in zip(some.boxes, some.mentions, features, scores, strict=True):
-            kept_RA = assign(score_RA, config, self.model.thresholds[ids], self.model.groups[ids])
-            monitor.see(feature, ids, score_RA, kept_RA, probabilities=probabilities)
-            pairs.append(kept_pairs(boxes, ids, score_RA, kept_RA))
-        return pairs
+        monitor.see(some.feature.split(counts), some.mentions, scores)
+        groups, thresholds, config = self.model.groups, self.model.thresholds, self.config.pairs
+        return [
+            kept_pairs(boxes, ids, score_RA, assign(score_RA, config, thresholds[ids], groups[ids]))
+            for boxes, ids, score_RA in zip(some.boxes, some.mentions, scores, strict=True)
+        ]
 
 
 def kept_pairs(boxes: np.ndarray, ids: np.ndarray, score_RA: np.ndarray, kept_RA: np.ndarray) -> RegionAttributePairs:

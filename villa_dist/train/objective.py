@@ -104,7 +104,7 @@ class MappingObjective(nn.Module):
             feature_RE = batch.feature
         else:
             assert batch.pixels is not None
-            feature_RE = self.model.of(k).features(batch.pixels, batch.boxes, batch.image_of, batch.sizes)
+            feature_RE = self.model.of(k).tower.encode_regions(batch.pixels, batch.boxes, batch.image_of, batch.sizes)
         cosine_RA = self.model.of(k).cosine(feature_RE, self.model.attribute, ids)
         evidence = Evidence(batch.image_of, mentioned, self.share[ids], batch.weight)
         return mapping_loss(self.model.config, cosine_RA, self.model.chances(cosine_RA, ids), evidence)
