@@ -215,7 +215,8 @@ class Packing:
                 self.account(unit)
 
     def _plan_first(self, claim: dict[str, Any], force: bool) -> Plan:
-        if any([self._is_other(folder, claim, force) for folder in self.folders]):
+        other = [self._is_other(folder, claim, force) for folder in self.folders]  # all looked at before one is cleared
+        if any(other):
             self._clear()
         store = self.folders[0].store
         self.fingerprint = self.folders[0].claim(claim)
