@@ -25,12 +25,18 @@ from villa_dist.train.objective import MappingObjective
 
 WIDTH, REGIONS, MENTIONED = 1024, 9, 10  # of the features; of an image; by an image's text
 STEP_IMAGES = 48
+SHARED: dict[str, dict[str, object]] = {
+    "hidden 256, cosines": {"loss": "contrastive"},
+    "hidden 256, probabilities": {},
+    "hidden 1024, as the paper's": {"hidden": WIDTH},
+}
 SETTINGS: tuple[tuple[int, int, dict[str, object]], ...] = (  # vocabulary, mentions an image, options of the mapping
     (20, 10, {}),
     (2_000, 100, {}),
     (2_000, 100, {"residual": True}),
     (2_000, 100, {"hidden": WIDTH}),
     (100_000, 100, {}),
+    (100_000, 100, {"residual": True}),
 )
 
 
@@ -66,6 +72,10 @@ def cpu_seconds(work: Callable[[], object], rounds: int) -> float:
     return statistics.median(taken)
 
 
+def peak_mib() -> float:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
 def said(images: int, attributes: int, mentioned: int) -> list[np.ndarray]:
     """Zipf's law, as attributes in captions."""
     random = np.random.default_rng(0)
@@ -92,13 +102,11 @@ def inference(rounds: int) -> None:
             lambda: heads.cosine(feature, ids), rounds
         )
         many = feature.repeat(10, 1)
-        for loss in ("contrastive", "both"):
-            shared = model("shared", 20, loss=loss)
+        for name, options in SHARED.items():
+            shared = model("shared", 20, **options)
             counts = [REGIONS] * images * 10
             work = lambda s=shared, c=counts: s.score_images(many, c, every * 10)  # noqa: E731
-            rate[f"shared head, {'cosines' if loss == 'contrastive' else 'probabilities'}"] = len(many) / cpu_seconds(
-                work, rounds
-            )
+            rate[f"shared head, {name}"] = len(many) / cpu_seconds(work, rounds)
     loop, batched = rate["published loop"], rate["batched heads, 180 regions at once"]
     for name, value in rate.items():
         print(f"| {name} | {value:,.0f} | {value / loop:.1f} | {value / batched:.1f} |")
@@ -106,7 +114,7 @@ def inference(rounds: int) -> None:
 
 def training(rounds: int) -> None:
     title = f"train step, {STEP_IMAGES} images of {REGIONS} regions, D = 1024"
-    print(f"\n| {title} | attributes in the batch | CPU ms |\n|---|---|---|")
+    print(f"\n| {title} | attributes in the batch | CPU ms | peak MiB |\n|---|---|---|---|")
     for attributes, mentioned, options in SETTINGS:
         objective = MappingObjective(model("shared", attributes, **options), torch.full((attributes,), 0.2))
         optimizer = torch.optim.AdamW(objective.parameters(), lr=1e-3)
@@ -132,7 +140,7 @@ def training(rounds: int) -> None:
 
         taken = 1000 * cpu_seconds(step, rounds)
         name = f"vocabulary of {attributes:,}{''.join(f', {k} {v}' for k, v in options.items())}"
-        print(f"| {name} | {len(np.unique(np.concatenate(mentions))):,} | {taken:.0f} |")
+        print(f"| {name} | {len(np.unique(np.concatenate(mentions))):,} | {taken:.0f} | {peak_mib():,.0f} |")
 
 
 def vocabulary(rounds: int) -> None:
@@ -144,8 +152,7 @@ def vocabulary(rounds: int) -> None:
         feature, mentions = torch.randn(images * REGIONS, WIDTH), said(images, attributes, MENTIONED)
         with torch.inference_mode():
             taken = cpu_seconds(lambda s=shared, f=feature, m=mentions: s.score_images(f, counts, m), rounds)
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-        print(f"| {attributes:,} attributes | {1e6 * taken / (images * REGIONS):.1f} | {peak:,.0f} |")
+        print(f"| {attributes:,} attributes | {1e6 * taken / (images * REGIONS):.1f} | {peak_mib():,.0f} |")
 
 
 def main() -> None:

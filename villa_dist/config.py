@@ -306,7 +306,8 @@ class MappingConfig(Section):
     hidden: Width = 256
     loss: Literal["contrastive", "noisy_or", "negative_unlabelled", "both"] = "both"
     contrast: Literal["images", "both"] = "images"  # the paper contrasts over images
-    pooling: Literal["max", "logsumexp"] = "max"
+    pooling: Literal["max", "logsumexp", "attention"] = "max"  # of an image's regions, in the contrastive loss
+    null: bool = False  # and one region that holds nothing
     temperature: PositiveFloat = 0.07
     reference_denominator: bool = False
     # groups of attributes that exclude one another in a region, which has one of them or none
@@ -323,6 +324,8 @@ class MappingConfig(Section):
     def _options_belong_together(self) -> MappingConfig:
         if self.residual and self.head != "shared":
             raise ValueError("residual belongs to head: shared; per_attribute has parameters of each attribute already")
+        if self.null and self.loss != "contrastive":
+            raise ValueError("null belongs to loss: contrastive; groups named in `exclusive` have a none of their own")
         for name in ("exclusive", "turned", "recoloured"):
             if getattr(self, name) and self.loss == "contrastive":
                 raise ValueError(f"{name} belongs to losses of probabilities (noisy_or, negative_unlabelled, both)")

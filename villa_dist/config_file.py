@@ -130,18 +130,18 @@ def _explain(error: ValidationError, place: str, overrides: list[str], kind: typ
     lines = []
     for item in error.errors():
         key = ".".join(str(part) for part in item["loc"]) or "(whole file)"
-        named = [(o, f"{o.split('=', 1)[0].strip()}.") for o in overrides]
-        source = next((f"--set {o}" for o, name in named if name.startswith(f"{key}.")), "")
-        if not source:  # a rule over several keys may be broken by any of them
-            source = place if item["loc"] or not overrides else f"{place} with --set {' --set '.join(overrides)}"
+        mine = [o for o in overrides if not item["loc"] or f"{o.split('=', 1)[0].strip()}.".startswith(f"{key}.")]
+        source = f"--set {mine[0]}" if mine else place
+        if isinstance(item["input"], dict):  # a rule over several keys may be broken by any of them
+            source = f"{place} with --set {' --set '.join(mine)}" if mine else place
         if item["type"] == "extra_forbidden":
             lines.append(f"{source}: unknown key {key!r}{_nearest(key, kind)}")
         else:
-            shown = item["input"] if not isinstance(item["input"], dict) else "a section"
+            shown = f" = {item['input']!r}" if not isinstance(item["input"], dict) else ""
             message = item["msg"].removeprefix("Value error, ")
             if " or instance of " in message:
                 message = "expected a section, such as {key: value}"
-            lines.append(f"{source}: {key} = {shown!r}: {message}" if item["loc"] else f"{source}: {message}")
+            lines.append(f"{source}: {key}{shown}: {message}" if item["loc"] else f"{source}: {message}")
     return "\n".join(lines)
 
 

@@ -134,18 +134,22 @@ def multi_positive(
 
 
 def image_attribute_logits(
-    score_RA: Float[Tensor, "R A"], image_of: Int[Tensor, " R"], images: int, pooling: str
+    score_RA: Float[Tensor, "R A"], image_of: Int[Tensor, " R"], images: int, pooling: str, *, null: bool = False
 ) -> Float[Tensor, "I A"]:
-    """S_ia: pool the scores of an image's regions (ViLLA eq. 2: max; or logsumexp)."""
+    """S_ia: pool the scores of an image's regions (ViLLA eq. 2: max; or logsumexp; or attention, their mean weighted by
+    their softmax). null: one more region, which holds nothing and scores 0: where an attribute may look instead."""
     index = image_of[:, None].expand_as(score_RA)
-    peak = score_RA.new_full((images, score_RA.shape[1]), NEGATIVE_INFINITY).scatter_reduce(
-        0, index, score_RA, "amax", include_self=True
-    )
+    lowest = score_RA.new_full((images, score_RA.shape[1]), 0.0 if null else NEGATIVE_INFINITY)
+    peak = lowest.scatter_reduce(0, index, score_RA, "amax", include_self=True)
     if pooling == "max":
         return peak
     fixed = peak.detach().clamp(min=torch.finfo(peak.dtype).min)  # an image without regions stays at -inf
-    mass = torch.zeros_like(peak).index_add(0, image_of, torch.exp(score_RA - fixed[image_of]))
-    return fixed + torch.log(mass)
+    weight_RA = torch.exp(score_RA - fixed[image_of])
+    mass = (torch.exp(-fixed) if null else torch.zeros_like(peak)).index_add(0, image_of, weight_RA)
+    if pooling == "logsumexp":
+        return fixed + torch.log(mass)
+    total = torch.zeros_like(peak).index_add(0, image_of, weight_RA * score_RA)
+    return torch.where(mass > 0, total / mass.clamp(min=1e-30), peak)
 
 
 def mapping_contrast(

@@ -132,7 +132,7 @@ def _of_this_version(folder: str) -> Iterator[None]:
 
 
 def mapping_description(
-    config: MappingConfig, model: ModelConfig, features: int, published: Published | None, experts: int
+    config: MappingConfig, model: ModelConfig, features: int, published: Published | None, experts: int = 1
 ) -> dict[str, Any]:
     return {
         "kind": "mapping",

@@ -20,7 +20,12 @@ TINY = [
         for job in ("pretrain", "train", "mapping.fit")
         for setting in ("steps=6", "batch_images=16", "workers=1", "warmup_steps=2", "checkpoint_steps=2")
     ),
+    "mapping.exclusive=[digit, colour, shape, size]",
+    "mapping.turned=[shape, size]",
+    "mapping.recoloured=[shape, size]",
+    "mapping.draws=absence",
 ]
+ONE_TOWER = ["mapping.exclusive=[]", "mapping.turned=[]", "mapping.recoloured=[]", "mapping.draws=uniform"]
 
 
 def villa(

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from runs import TINY, config_file, contents, result_line, sets, villa
+from runs import ONE_TOWER, TINY, config_file, contents, result_line, sets, villa
 
 from shards import sidecar
 from shards.tar import TarWriter
@@ -286,7 +286,7 @@ def test_damaged_models_and_manifests_are_mended_by_what_the_message_says(tmp_pa
     (tmp_path / "run/train/base/manifest.parquet").write_bytes(b"")
     result_line(villa("ingest", config, *overrides))  # derived, so made anew
     (model / "model.safetensors").write_bytes(b"cut")
-    refused = villa("regions", config, *overrides, "--set", "mapping.encoder=frozen")
+    refused = villa("regions", config, *overrides, *sets(*ONE_TOWER, "mapping.encoder=frozen"))
     assert refused.returncode == 2 and "--force" in refused.stderr and "Traceback" not in refused.stderr
     result_line(villa("pretrain", config, *overrides, "--force"))
     (model / "done.json").write_bytes(b"")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from runs import TINY, config_file, contents, markers, result_line, sets, villa
+from runs import ONE_TOWER, TINY, config_file, contents, markers, result_line, sets, villa
 
 
 @pytest.fixture(scope="module")
@@ -87,7 +87,8 @@ def test_fused_pairs_on_ray_give_the_same_pairs_models_and_metrics(finished: tup
 
 @pytest.mark.slow
 def test_fused_pairs_learn_from_a_sample_of_shards(finished: tuple[Path, dict], tmp_path: Path) -> None:
-    fused = [*TINY, f"run={tmp_path}/run", "pairs.fused=true", "mapping.encoder=frozen", "regions.keep_embeddings=0.4"]
+    frozen = [*ONE_TOWER, "mapping.encoder=frozen", "regions.keep_embeddings=0.4"]
+    fused = [*TINY, f"run={tmp_path}/run", "pairs.fused=true", *frozen]
     result = result_line(villa("run", config_file(tmp_path), *sets(*fused)))
     run = tmp_path / "run"
     kept = {p.name for p in (run / "train/embeddings").glob("0*.parquet")}
@@ -107,7 +108,7 @@ def test_frozen_mapping_with_the_papers_loss(finished: tuple[Path, dict], tmp_pa
     run = tmp_path / "run"
     shutil.copytree(finished[0], run)
     paper = [f"mapping.head={mapping}", "mapping.encoder=frozen", "mapping.loss=contrastive", "pairs.assign=relative"]
-    result = result_line(villa("run", config_file(tmp_path), *sets(f"run={run}", *TINY, *paper), "--force"))
+    result = result_line(villa("run", config_file(tmp_path), *sets(f"run={run}", *TINY, *ONE_TOWER, *paper), "--force"))
     assert (run / "train/embeddings/000000.parquet").is_file()
     assert 0 < result["metrics"]["mapping"]["f1"] <= 100
 

@@ -14,30 +14,42 @@ from villa_dist.mapping.quality import entropy_bits, of_counts, outlying, presen
 from villa_dist.train.calibration import BINS, FEW, Histogram
 
 
-def histogram(attributes: int, low: float = 0.0) -> Histogram:
-    return Histogram(low, 1.0, np.zeros((attributes, BINS), np.int64))
+def histogram(attributes: int, *, probabilities: bool = True) -> Histogram:
+    return Histogram(probabilities, np.zeros((attributes, BINS), np.int64))
 
 
-@pytest.mark.parametrize("low", [0.0, -1.0], ids=["probabilities", "cosines"])
-def test_the_threshold_leaves_the_known_share_above(low: float) -> None:
+@pytest.mark.parametrize("probabilities", [True, False])
+def test_the_threshold_leaves_the_known_share_above(probabilities: bool) -> None:
     random = np.random.default_rng(2)
-    scores = np.sort(random.uniform(low, 1, (4000, 3)) ** np.array([1, 3, 1]), 0)
-    made = histogram(3, low)
+    scores = np.sort(random.uniform(0 if probabilities else -1, 1, (4000, 3)) ** np.array([1, 3, 1]), 0)
+    made = histogram(3, probabilities=probabilities)
     for part in np.split(scores, 40):
         made.add(np.array([0, 1, 2]), part)
     share = np.array([0.1, 0.35, 0.9])
-    found = made.thresholds(share, np.full(3, 0.5))
+    found = made.thresholds(share, 0.5)
     assert (scores >= found).mean(0) == pytest.approx(share, abs=0.01)
+
+
+def test_scores_near_zero_are_told_apart() -> None:
+    """A rare attribute never scores over 1/500; a tenth of its regions have it all the same."""
+    scores = np.linspace(1e-5, 2e-3, 1000)[:, None]
+    made = histogram(1)
+    made.add(np.array([0]), scores)
+    found = made.thresholds(np.array([0.1]), 0.5)
+    assert (scores >= found).mean() == pytest.approx(0.1, abs=0.05)
 
 
 def test_few_scores_and_extreme_shares_are_no_error() -> None:
     made = histogram(3)
     made.add(np.array([0]), np.full((FEW - 1, 1), 0.9))
     made.add(np.array([1, 2]), np.linspace(0, 1, 200)[:, None].repeat(2, 1))
-    found = made.thresholds(np.array([0.5, 1e-4, 1 - 1e-4]), np.array([0.25, 0.5, 0.5]))
-    assert found[0] == pytest.approx(0.25), "too few scores: as it was"
+    found = made.thresholds(np.array([0.5, 1e-4, 1 - 1e-4]), 0.25)
+    assert 0.3 < found[0] < 0.7, "too few scores of its own: the threshold of all together"
     assert found[1] > 0.99
-    assert found[2] == 0.0
+    assert found[2] < 1e-4
+    few = histogram(2)
+    few.add(np.array([0]), np.full((3, 1), 0.9))
+    assert few.thresholds(np.array([0.5, 0.5]), 0.25).tolist() == [0.25, 0.25]
 
 
 def test_an_attribute_of_its_own_threshold_also_keeps_the_best() -> None:

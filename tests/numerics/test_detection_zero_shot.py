@@ -25,12 +25,12 @@ from villa_dist.evaluate.zero_shot import (
     class_vectors,
     detect,
     ensemble,
-    nms,
     objectness,
     probabilities,
     read_templates,
     top_k,
 )
+from villa_dist.regions.nms import nms
 
 
 def iou(a: list[float], b: list[float]) -> float:

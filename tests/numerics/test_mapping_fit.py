@@ -62,9 +62,19 @@ def area(score: torch.Tensor, positive: torch.Tensor) -> float:
     return float((score[positive][:, None] > score[~positive][None]).float().mean())
 
 
-@pytest.mark.parametrize("loss", ["contrastive", "noisy_or", "negative_unlabelled", "both"])
-def test_every_loss_finds_the_regions_from_mentions_alone(loss: str) -> None:
-    model, feature, has = fitted(loss)
+@pytest.mark.parametrize(
+    ("loss", "options"),
+    [
+        ("contrastive", {}),
+        ("contrastive", {"pooling": "attention", "null": True}),
+        ("contrastive", {"pooling": "logsumexp", "contrast": "both"}),
+        ("noisy_or", {}),
+        ("negative_unlabelled", {}),
+        ("both", {}),
+    ],
+)
+def test_every_loss_finds_the_regions_from_mentions_alone(loss: str, options: dict[str, object]) -> None:
+    model, feature, has = fitted(loss, **options)
     score = model.scores(feature, torch.arange(FITTED))
     assert np.mean([area(score[:, a], has == a) for a in range(FITTED)]) > 0.98
 

@@ -86,15 +86,19 @@ def test_a_batch_without_a_mention_has_no_loss(loss) -> None:
     assert not torch.autograd.grad(value, logit)[0].any()
 
 
-@pytest.mark.parametrize("pooling", ["max", "logsumexp"])
-def test_pooling_equals_loops(pooling: str) -> None:
+@pytest.mark.parametrize("null", [False, True])
+@pytest.mark.parametrize("pooling", ["max", "logsumexp", "attention"])
+def test_pooling_equals_loops(pooling: str, null: bool) -> None:
     image_of = regions([3, 1, 4, 2])
     score = 50 * torch.randn(10, ATTRIBUTES, dtype=torch.float64)
-    found = image_attribute_logits(score, image_of, 4, pooling)
+    found = image_attribute_logits(score, image_of, 4, pooling, null=null)
     for i in range(4):
         for a in range(ATTRIBUTES):
-            own = [float(score[r, a]) for r in range(10) if image_of[r] == i]
-            assert found[i, a].item() == pytest.approx(max(own) if pooling == "max" else log_sum_exp(own), rel=1e-12)
+            own = [float(score[r, a]) for r in range(10) if image_of[r] == i] + [0.0] * null
+            weight = [math.exp(x - max(own)) for x in own]
+            attended = sum(w * x for w, x in zip(weight, own, strict=True)) / sum(weight)
+            expected = {"max": max(own), "logsumexp": log_sum_exp(own), "attention": attended}[pooling]
+            assert found[i, a].item() == pytest.approx(expected, rel=1e-12)
 
 
 @pytest.mark.parametrize("pooling", ["max", "logsumexp"])
@@ -107,7 +111,7 @@ def test_pooling_passes_gradients_to_the_regions_that_count(pooling: str) -> Non
 
 
 @pytest.mark.parametrize("name", ["contrastive", "noisy_or", "negative_unlabelled", "both"])
-@pytest.mark.parametrize("pooling", ["max", "logsumexp"])
+@pytest.mark.parametrize("pooling", ["max", "logsumexp", "attention"])
 @pytest.mark.parametrize("contrast", ["images", "both"])
 def test_an_image_without_regions_does_not_spoil_the_batch(name: str, pooling: str, contrast: str) -> None:
     config = MappingConfig.model_validate({"loss": name, "pooling": pooling, "contrast": contrast})

@@ -18,6 +18,7 @@ from villa_dist.evaluate.detection import Detections
 from villa_dist.evaluate.errors import EvaluationError
 from villa_dist.evaluate.retrieval import similarity
 from villa_dist.regions.boxes import iou
+from villa_dist.regions.nms import nms
 
 TEMPERATURE = 0.01
 OBJECTNESS = ("probability", "logit", "raw_logit")
@@ -178,17 +179,6 @@ def objectness(value: Float[np.ndarray, " R"], kind: str) -> Float[np.ndarray, "
             "objectness=logit"
         )
     return value
-
-
-def nms(boxes: Float[np.ndarray, "R 4"], scores: Float[np.ndarray, " R"], limit: float) -> Int[np.ndarray, " K"]:
-    """Kept rows, highest score first (equal scores: the earlier row). A box goes when a kept one overlaps it by more."""
-    order = np.argsort(-scores, kind="stable")
-    kept = []
-    while len(order):
-        best, order = order[0], order[1:]
-        kept.append(best)
-        order = order[iou(boxes[best : best + 1], boxes[order])[0] <= limit]
-    return np.array(kept, np.int64)
 
 
 def _class_nms(

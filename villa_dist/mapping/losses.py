@@ -78,9 +78,8 @@ def mapping_loss(
 
 def _contrast(config: MappingConfig, score_RA: Float[Tensor, "R A"], evidence: Evidence) -> Float[Tensor, ""]:
     filled_I = gather_rows(evidence.filled.to(torch.uint8)).bool()
-    pooled_IA = gather_rows(image_attribute_logits(score_RA, evidence.image_of, evidence.images, config.pooling))[
-        filled_I
-    ]
+    own_IA = image_attribute_logits(score_RA, evidence.image_of, evidence.images, config.pooling, null=config.null)
+    pooled_IA = gather_rows(own_IA)[filled_I]
     said_IA = gather_rows(evidence.mentioned.to(torch.uint8)).bool()[filled_I]
     loss = mapping_contrast(pooled_IA, said_IA, reference_denominator=config.reference_denominator)
     return loss + contrast_over_attributes(pooled_IA, said_IA) if config.contrast == "both" else loss

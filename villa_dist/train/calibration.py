@@ -19,39 +19,56 @@ from villa_dist.data.loader import PairBatch, collate
 from villa_dist.data.samples import Samples
 from villa_dist.mapping.model import MappingModel
 
-BINS = 512
+BINS = 1024
 IMAGES, BATCH = 2048, 32
-FEW = 30  # scores of an attribute, below which its threshold stays as it is
+FEW = 30  # scores of an attribute, below which it has no threshold of its own
+OTHERWISE = 0.5
 
 
 @dataclass
 class Histogram:
-    """Scores of each attribute between low and high, counted in BINS."""
+    """Scores of each attribute, counted in BINS: of cosines over [-1, 1], of probabilities over their logits, so that rare
+    attributes are told apart near 0."""
 
-    low: float
-    high: float
+    probabilities: bool
     counts: Int[np.ndarray, "V B"]
 
     def add(self, ids: Int[np.ndarray, " a"], score_RA: Float[np.ndarray, "r a"]) -> None:
-        width = (self.high - self.low) / BINS
-        place = np.clip((score_RA - self.low) / width, 0, BINS - 1).astype(np.int64)
+        low, high = self._range
+        x = score_RA.astype(np.float64)
+        if self.probabilities:
+            x = np.clip(x, 1e-9, 1 - 1e-7)
+            x = np.log(x) - np.log1p(-x)
+        place = np.clip((x - low) * BINS / (high - low), 0, BINS - 1).astype(np.int64)
         np.add.at(self.counts, (np.broadcast_to(ids, place.shape), place), 1)
 
-    def thresholds(self, share: Float[np.ndarray, " V"], otherwise: Float[np.ndarray, " V"]) -> Float[np.ndarray, " V"]:
-        """Where `share` of each attribute's scores lies above, to a bin's edge."""
+    @property
+    def _range(self) -> tuple[float, float]:
+        return (-21.0, 21.0) if self.probabilities else (-1.0, 1.0)
+
+    def thresholds(self, share: Float[np.ndarray, " V"], otherwise: float) -> Float[np.ndarray, " V"]:
+        """Where `share` of each attribute's scores lies above, to a bin's edge; that of all attributes together for those of
+        which there are few scores, and `otherwise` where there are few in all."""
         total = self.counts.sum(1)
-        above = self.counts[:, ::-1].cumsum(1)[:, ::-1]  # V x B: in this bin or higher
-        bins = (above >= np.maximum(share * total, 1)[:, None]).sum(1) - 1
-        found = self.low + bins * (self.high - self.low) / BINS
-        return np.where(total >= FEW, found, otherwise).astype(np.float32)
+        all_together = self._cut(self.counts.sum(0, keepdims=True), np.array([(share * total).sum()]))[0]
+        own = self._cut(self.counts, share * total)
+        rest = all_together if total.sum() >= FEW else otherwise
+        return np.where(total >= FEW, own, rest).astype(np.float32)
+
+    def _cut(self, counts: Int[np.ndarray, "V B"], above: Float[np.ndarray, " V"]) -> Float[np.ndarray, " V"]:
+        """The lower edge of the highest bin that has `above` scores in it or over it."""
+        low, high = self._range
+        over = counts[:, ::-1].cumsum(1)[:, ::-1]
+        bins = (over >= np.maximum(above, 1)[:, None]).sum(1) - 1
+        edge = low + bins * (high - low) / BINS
+        return 1.0 / (1.0 + np.exp(-edge)) if self.probabilities else edge
 
 
 def calibrated(
     model: MappingModel, samples: Samples, share: Float[Tensor, " V"], optim: OptimConfig, seed: int
 ) -> Tensor:
     """V: thresholds for the scores of a fitted model, from at most IMAGES training images in the global order."""
-    contrastive = model.config.loss == "contrastive"
-    histogram = Histogram(-1.0 if contrastive else 0.0, 1.0, np.zeros((len(share), BINS), np.int64))
+    histogram = Histogram(model.config.loss != "contrastive", np.zeros((len(share), BINS), np.int64))
     order = GlobalOrder(samples.manifest.samples, seed, optim.window)
     images = min(IMAGES, samples.manifest.total)
     for first in range(0, images, BATCH):
@@ -64,7 +81,7 @@ def calibrated(
             scores = model.score_images(_features(model, batch), counts, mentions)
         for ids, score_RA in zip(mentions, scores, strict=True):
             histogram.add(ids, score_RA)
-    return torch.from_numpy(histogram.thresholds(share.numpy(), model.threshold.cpu().numpy()))
+    return torch.from_numpy(histogram.thresholds(share.numpy(), OTHERWISE))
 
 
 def _features(model: MappingModel, batch: PairBatch) -> Float[Tensor, "R E"]:

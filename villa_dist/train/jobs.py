@@ -31,6 +31,7 @@ from villa_dist.train.loop import JobParts, run_job
 from villa_dist.train.objective import MappingObjective, RegionObjective, WholeObjective, join_prompts
 from villa_dist.vlm.model import RegionVLM
 
+EMBED_ATTRIBUTES = 512  # at once
 RATE_SHARDS = 256  # shards whose region sidecars are read for the attribute rates
 
 
@@ -138,10 +139,14 @@ def mapping(config: Config) -> JobParts:
 
 
 def attribute_embeddings(vlm: RegionVLM, words: vocabulary.Vocabulary) -> torch.Tensor:
-    """V x D: the unit mean of each attribute's prompts' embeddings."""
+    """V x D: the unit mean of each attribute's prompts' embeddings, a part of the vocabulary at a time."""
+    parts = [torch.zeros(0, vlm.dim)]
     with torch.no_grad():
-        tokens, group_of = join_prompts([vlm.tokenize(list(p)) for p in words.prompts])
-        return vlm.embed_groups(tokens, group_of, len(words))
+        for first in range(0, len(words), EMBED_ATTRIBUTES):
+            prompts = words.prompts[first : first + EMBED_ATTRIBUTES]
+            tokens, group_of = join_prompts([vlm.tokenize(list(p)) for p in prompts])
+            parts.append(vlm.embed_groups(tokens, group_of, len(prompts)).cpu())
+    return torch.cat(parts)
 
 
 def keeps_a_sample(config: Config) -> bool:
