@@ -147,10 +147,10 @@ def fit(world: World, config: MappingConfig, fold: int, seed: int, steps: int) -
         optimizer.step()
     model.requires_grad_(False)
     scored = {name: scores_of(model, world, features, own) for name, own in (("out", outside), ("in", inside))}
-    histogram = Histogram(-1.0 if config.loss == "contrastive" else 0.0, 1.0, np.zeros((vocabulary, BINS), np.int64))
+    histogram = Histogram(config.loss != "contrastive", np.zeros((vocabulary, BINS), np.int64))
     for i, score in zip(outside, scored["out"], strict=True):
         histogram.add(world.mentions[i], score)
-    thresholds = histogram.thresholds(share, model.thresholds)
+    thresholds = histogram.thresholds(share, 0.5)
     return Fitted(scored["in"], thresholds, present(model, world, features, inside))
 
 
