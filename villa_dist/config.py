@@ -211,7 +211,7 @@ class RegionsConfig(Section):
     proposals: Literal["annotations", "grid", "segments", "hf"] = "annotations"
     top_k: Annotated[int, Field(ge=1, le=MOST_REGIONS)] = 100
     min_size: Annotated[float, Field(ge=0)] = 0.02  # of a box's shorter side: below 1 of the image's, from 1 in pixels
-    nms_iou: Fraction = 0.5
+    nms_iou: Fraction = 0.7  # a box that overlaps a better one by more is dropped
     keep_whole_image: bool = False  # the whole image as one more region, after the others
     grid: Annotated[list[Positive], Field(min_length=2, max_length=2)] = [3, 3]  # rows, columns
     grid_levels: Annotated[int, Field(ge=1, le=6)] = 1  # each level beyond the first doubles rows and columns
