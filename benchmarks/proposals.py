@@ -117,14 +117,13 @@ def selective_search() -> Callable[[Photo], np.ndarray] | None:
 
 def found_by_detector(results: Path, folder: Path) -> Callable[[Photo], np.ndarray]:
     """What a detector found, classes left out; its time is not measured."""
-    names = {
-        i["id"]: Path(i["file_name"]).stem
-        for i in json.loads((folder / "annotations_exact.json").read_text())["images"]
-    }
+    listed_images = json.loads((folder / "annotations_exact.json").read_text())["images"]
+    names = {i["id"]: Path(i["file_name"]).stem for i in listed_images}
     boxes: dict[str, list[list[float]]] = {}
     for one in sorted(json.loads(results.read_text()), key=lambda d: -d["score"]):
         x, y, w, h = one["bbox"]
-        boxes.setdefault(names[one["image_id"]], []).append([x, y, x + w, y + h])
+        if one["image_id"] in names:
+            boxes.setdefault(names[one["image_id"]], []).append([x, y, x + w, y + h])
     return lambda shown: np.array(boxes.get(shown.key, []))
 
 
