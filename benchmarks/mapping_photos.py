@@ -33,7 +33,7 @@ from villa_dist.config import ImageTowerConfig, MappingConfig, PairsConfig
 from villa_dist.data.loader import PairBatch
 from villa_dist.evaluate.bootstrap import f1, image_weights, mapping_sums
 from villa_dist.evaluate.mapping_quality import MATCH_IOU, Counts, compare, matched
-from villa_dist.mapping.assign import assign
+from villa_dist.mapping.assign import assign, weighed
 from villa_dist.mapping.model import MappingModel
 from villa_dist.mapping.quality import best_scores, presence
 from villa_dist.mapping.rates import positive_share, rates
@@ -45,6 +45,10 @@ from villa_dist.types import RegionAttributePairs
 T = TypeVar("T")
 FOLDS, REPETITIONS = 5, 2000
 STEPS, BATCH, RATE, DECAY = 150, 48, 2e-3, 0.05
+OBJECTNESS = {
+    True: 4.0,
+    False: 0.8,
+}  # weights, of probabilities and of other scores; chosen on one seed of these photos
 WIDTH = 96  # of the features that are fitted on: principal components
 Scores = list[Float[np.ndarray, "R A"]]
 Kept = list[Bool[np.ndarray, "R A"]]
@@ -193,7 +197,11 @@ def row(name: str, counts: Sequence[Sequence[Counts]], found: float | None = Non
 def mapped(world: World, name: str, config: MappingConfig, seeds: int, steps: int = STEPS) -> dict[str, Row]:
     """Rows by rule of assignment: `relative` after a contrastive fit, the other three after the others."""
     fold_of = world.fold_of
-    rules = ["relative", "calibrated"] if config.loss == "contrastive" else ["absolute", "calibrated", "transport"]
+    chances = config.loss != "contrastive"
+    rules = ["absolute", "calibrated", "transport"] if chances else ["relative", "calibrated"]
+    ranked = world.regions[0].objectness is not None
+    if ranked:
+        rules.append(f"{rules[0]}, objectness")
     counts: dict[str, list[list[Counts]]] = {rule: [] for rule in rules}
     won = of = 0.0
     for seed in range(seeds):
@@ -206,13 +214,20 @@ def mapped(world: World, name: str, config: MappingConfig, seeds: int, steps: in
             thresholds[fold] = fitted.thresholds
             won, of = won + fitted.presence[0], of + fitted.presence[1]
         for rule in rules:
-            pairs = PairsConfig.model_validate({"assign": rule})
+            pairs = PairsConfig.model_validate({"assign": rule.partition(",")[0]})
+            own = scores
+            if "objectness" in rule:
+                own = [
+                    weighed(s, r.objectness, OBJECTNESS[chances], chances=chances)
+                    for s, r in zip(scores, world.regions, strict=True)
+                    if r.objectness is not None
+                ]
             group = np.zeros(len(world.text), np.int64) if config.exclusive else np.full(len(world.text), -1)
             kept = [
                 assign(s, pairs, thresholds[fold_of[i]][m], group[m])
-                for i, (s, m) in enumerate(zip(scores, world.mentions, strict=True))
+                for i, (s, m) in enumerate(zip(own, world.mentions, strict=True))
             ]
-            counts[rule].append(counted(world, scores, kept))
+            counts[rule].append(counted(world, own, kept))
     return {rule: row(f"{name}, {rule}", made, won / of) for rule, made in counts.items()}
 
 

@@ -356,6 +356,9 @@ class PairsConfig(Section):
     assign: Literal["relative", "absolute", "calibrated", "transport"] = "absolute"
     epsilon: Annotated[float, Field(ge=0)] = 0.2
     threshold: float = 0.5
+    # how much the proposals' objectness counts beside the mapping's score: the weight of its logarithm, relative to the
+    # image's most object-like region. For ranked proposals (`segments`, `hf`)
+    objectness: Annotated[float, Field(ge=0.0, le=100.0)] = 0.0
     fused: bool = False  # propose, embed and map in one pass, without region sidecars of every shard
 
 
