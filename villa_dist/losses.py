@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.autograd import Function
 
@@ -25,10 +25,25 @@ NEGATIVE_INFINITY = float("-inf")
 
 
 class Pairs(NamedTuple):
-    """Positive pairs of this rank: `region[p]` belongs with `text[p]`; each pair at most once."""
+    """Pairs of this rank, positive or ignored: `region[p]` and `text[p]`; each pair at most once."""
 
     region: Int[Tensor, " P"]
     text: Int[Tensor, " P"]
+
+
+def nobody(like: Pairs) -> Pairs:
+    return Pairs(like.region[:0], like.text[:0])
+
+
+def near_pairs(pairs: Pairs, near_TT: Bool[Tensor, "T T"]) -> Pairs:
+    """Pairs that are no fair negatives: each region with the texts that nearly say what one of its own says, without those
+    of its own. near_TT: which texts nearly say the same."""
+    texts = len(near_TT)
+    near_TT = near_TT & ~torch.eye(texts, dtype=torch.bool, device=near_TT.device)
+    pair, text = torch.nonzero(near_TT[pairs.text], as_tuple=True)
+    found = torch.unique(pairs.region[pair] * texts + text)
+    found = found[~torch.isin(found, pairs.region * texts + pairs.text)]
+    return Pairs(found // texts, found % texts)
 
 
 class _GatherTexts(Function):
@@ -61,15 +76,16 @@ class _MultiPositive(Function):
     """Forward saves row and column logsumexp (R + T numbers); backward recomputes the tiles."""
 
     @staticmethod
-    def forward(ctx: Any, u: Tensor, v: Tensor, scale: Tensor, pairs: Pairs, tile: int) -> Tensor:
+    def forward(ctx: Any, u: Tensor, v: Tensor, scale: Tensor, pairs: Pairs, ignored: Pairs, tile: int) -> Tensor:
         regions, texts = u.shape[0], v.shape[0]
         row_lse = u.new_empty(regions)
         peak, mass = u.new_full((texts,), NEGATIVE_INFINITY), u.new_zeros(texts)
         for at in range(0, regions, tile):
-            logits = scale * (u[at : at + tile] @ v.T)
+            logits = _without(scale * (u[at : at + tile] @ v.T), ignored, at)
             row_lse[at : at + tile] = torch.logsumexp(logits, 1)
             higher = torch.maximum(peak, logits.max(0).values)
-            mass = mass * torch.exp(peak - higher) + torch.exp(logits - higher).sum(0)
+            fixed = higher.clamp(min=torch.finfo(higher.dtype).min)  # a text that all regions ignore stays at -inf
+            mass = mass * torch.exp(peak - fixed) + torch.exp(logits - fixed).sum(0)
             peak = higher
         positive_logit = scale * (u[pairs.region] * v[pairs.text]).sum(-1)
         row_sum = u.new_zeros(regions).index_add_(0, pairs.region, positive_logit)
@@ -82,7 +98,7 @@ class _MultiPositive(Function):
         if world > 1:
             highest = peak.clone()
             dist.all_reduce(highest, op=dist.ReduceOp.MAX)
-            mass = mass * torch.exp(peak - highest)
+            mass = mass * torch.exp(peak - highest.clamp(min=torch.finfo(highest.dtype).min))
             peak = highest
             packed = torch.cat([mass, col_sum, col_count, totals])
             dist.all_reduce(packed)
@@ -95,19 +111,21 @@ class _MultiPositive(Function):
         if world > 1:
             dist.all_reduce(by_row)
         by_col = (col_weight * (col_lse - col_sum / col_count.clamp(min=1))).nan_to_num(posinf=0.0, neginf=0.0).sum()
-        ctx.save_for_backward(u, v, scale, row_lse, col_lse, *pairs, row_count, col_count, row_weight, col_weight)
+        saved = (u, v, scale, row_lse, col_lse, *pairs, *ignored, row_count, col_count, row_weight, col_weight)
+        ctx.save_for_backward(*saved)
         ctx.tile, ctx.world = tile, world
         return by_row[0] + by_col
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        u, v, scale, row_lse, col_lse, region, text, row_count, col_count, row_weight, col_weight = ctx.saved_tensors
+        u, v, scale, row_lse, col_lse, region, text, *rest = ctx.saved_tensors
+        ignored, (row_count, col_count, row_weight, col_weight) = Pairs(*rest[:2]), rest[2:]
         du, dv, dscale = torch.zeros_like(u), torch.zeros_like(v), torch.zeros_like(scale)
         pull = row_weight[region] / row_count[region] + col_weight[text] / col_count[text]
         for at in range(0, u.shape[0], ctx.tile):
             u_tile = u[at : at + ctx.tile]
             cosine = u_tile @ v.T
-            logits = scale * cosine
+            logits = _without(scale * cosine, ignored, at)
             grad = torch.exp(logits - row_lse[at : at + ctx.tile, None]) * row_weight[at : at + ctx.tile, None]
             grad += torch.exp(logits - col_lse[None]) * col_weight[None]
             here = (region >= at) & (region < at + ctx.tile)
@@ -116,20 +134,34 @@ class _MultiPositive(Function):
             dv += scale * (grad.T @ u_tile)
             dscale += (grad * cosine).sum()
         factor = grads[0] * ctx.world  # data-parallel engines average gradients over ranks; this loss is a global sum
-        return factor * du, factor * dv, factor * dscale, None, None
+        return factor * du, factor * dv, factor * dscale, None, None, None
+
+
+def _without(logits: Tensor, ignored: Pairs, at: int) -> Tensor:
+    """The logits of rows `at` and on, those that are ignored at -inf."""
+    if len(ignored.region):
+        here = (ignored.region >= at) & (ignored.region < at + len(logits))
+        logits[ignored.region[here] - at, ignored.text[here]] = NEGATIVE_INFINITY
+    return logits
 
 
 def multi_positive(
-    u: Float[Tensor, "R D"], v: Float[Tensor, "T D"], scale: Float[Tensor, ""], pairs: Pairs, tile: int = TILE
+    u: Float[Tensor, "R D"],
+    v: Float[Tensor, "T D"],
+    scale: Float[Tensor, ""],
+    pairs: Pairs,
+    tile: int = TILE,
+    ignored: Pairs | None = None,
 ) -> Float[Tensor, ""]:
     """Mean over regions and over texts of -(mean log-probability of the positives), both directions, halved.
 
     u: unit region embeddings of this rank. v: unit embeddings of all texts of the global batch, the same on every
     rank (`gather_texts`). The value is the global loss on every rank; gradients are scaled by the world size, so that
     an engine that averages over ranks ends with the gradient of one process that holds the whole batch.
-    Rows without a positive and texts without one are negatives only.
+    Rows without a positive and texts without one are negatives only. ignored: pairs that are neither positive nor negative.
     """
-    loss: Tensor = _MultiPositive.apply(u, v, scale.reshape(()), pairs, tile)
+    left_out = nobody(pairs) if ignored is None else ignored
+    loss: Tensor = _MultiPositive.apply(u, v, scale.reshape(()), pairs, left_out, tile)
     return loss
 
 

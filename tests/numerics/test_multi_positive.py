@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from rank_pool import RankPool, averaged
 from torch import Tensor
 
-from villa_dist.losses import Pairs, gather_texts, multi_positive
+from villa_dist.losses import Pairs, gather_texts, multi_positive, near_pairs
 from villa_dist.train.objective import distinct_over_ranks
 
 
@@ -20,27 +20,38 @@ def log_sum_exp(values: list[float]) -> float:
     return top + math.log(sum(math.exp(v - top) for v in values))
 
 
-def loop_loss(u: np.ndarray, v: np.ndarray, scale: float, pairs: list[tuple[int, int]]) -> float:
+def loop_loss(
+    u: np.ndarray,
+    v: np.ndarray,
+    scale: float,
+    pairs: list[tuple[int, int]],
+    ignored: frozenset[tuple[int, int]] = frozenset(),
+) -> float:
     """Mean over regions, and over texts, of -(mean log-probability of the positives), by scalar arithmetic."""
     logit = [[scale * sum(a * b for a, b in zip(x, y, strict=True)) for y in v.tolist()] for x in u.tolist()]
     rows, columns = [], []
     for r in range(len(u)):
         positive = [t for region, t in pairs if region == r]
         if positive:
-            rows.append(-sum(logit[r][t] - log_sum_exp(logit[r]) for t in positive) / len(positive))
+            row = [logit[r][t] for t in range(len(v)) if (r, t) not in ignored]
+            rows.append(-sum(logit[r][t] - log_sum_exp(row) for t in positive) / len(positive))
     for t in range(len(v)):
         positive = [r for r, text in pairs if text == t]
         if positive:
-            column = [logit[r][t] for r in range(len(u))]
+            column = [logit[r][t] for r in range(len(u)) if (r, t) not in ignored]
             columns.append(-sum(logit[r][t] - log_sum_exp(column) for r in positive) / len(positive))
     return 0.5 * (sum(rows) / max(len(rows), 1) + sum(columns) / max(len(columns), 1))
 
 
-def dense_loss(u: Tensor, v: Tensor, scale: Tensor, pairs: Pairs) -> Tensor:
+def dense_loss(u: Tensor, v: Tensor, scale: Tensor, pairs: Pairs, ignored: Pairs | None = None) -> Tensor:
     """The same in one matrix, differentiated by autograd."""
     said = torch.zeros(len(u), len(v), dtype=u.dtype)
     said[pairs.region, pairs.text] = 1
     logit = scale * u @ v.T
+    if ignored is not None:
+        out = torch.zeros(len(u), len(v), dtype=torch.bool)
+        out[ignored.region, ignored.text] = True
+        logit = logit.masked_fill(out, -1e9)
     by_row = -(said * logit.log_softmax(1)).sum(1)[said.any(1)] / said.sum(1)[said.any(1)]
     by_column = -(said * logit.log_softmax(0)).sum(0)[said.any(0)] / said.sum(0)[said.any(0)]
     return 0.5 * (by_row.mean() + by_column.mean())
@@ -70,6 +81,43 @@ def test_value_and_gradients_equal_loops_and_autograd(tile: int) -> None:
     assert loss.item() == pytest.approx(by_loops, abs=1e-12)
     for mine, theirs in zip(found, expected, strict=True):
         assert torch.allclose(mine, theirs, atol=1e-12)
+
+
+@pytest.mark.parametrize("tile", [1, 5, 1024])
+def test_ignored_pairs_are_neither_positive_nor_negative(tile: int) -> None:
+    u, v, scale, pairs = problem(13, 7, 6, torch.float64)
+    near = torch.rand(7, 7) < 0.3
+    ignored = near_pairs(pairs, near | near.T)
+    assert len(ignored.region) > 5
+    loss = multi_positive(u, v, scale, pairs, tile, ignored)
+    found = torch.autograd.grad(loss, (u, v, scale))
+    expected = torch.autograd.grad(dense_loss(u, v, scale, pairs, ignored), (u, v, scale))
+    both = [list(zip(*(p.tolist() for p in some), strict=True)) for some in (pairs, ignored)]
+    by_loops = loop_loss(u.detach().numpy(), v.detach().numpy(), 9.0, both[0], frozenset(both[1]))
+    assert loss.item() == pytest.approx(by_loops, abs=1e-12)
+    for mine, theirs in zip(found, expected, strict=True):
+        assert torch.allclose(mine, theirs, atol=1e-12)
+
+
+def test_near_pairs_are_those_of_texts_like_a_regions_own() -> None:
+    near = torch.zeros(4, 4, dtype=torch.bool)
+    near[0, 1] = near[1, 0] = near[2, 3] = near[3, 2] = True
+    near.fill_diagonal_(True)
+    found = near_pairs(Pairs(torch.tensor([0, 1, 1, 2]), torch.tensor([0, 0, 1, 3])), near)
+    assert set(zip(*(p.tolist() for p in found), strict=True)) == {(0, 1), (2, 2)}, (
+        "region 1 has both of 0 and 1 itself"
+    )
+
+
+def test_a_text_that_all_regions_ignore_is_no_error() -> None:
+    u, v, scale, _ = problem(5, 3, 6, torch.float64)
+    pairs = Pairs(torch.arange(5), torch.tensor([0, 0, 1, 1, 0]))
+    ignored = Pairs(torch.arange(5), torch.full((5,), 2))
+    loss = multi_positive(u, v, scale, pairs, 2, ignored)
+    grads = torch.autograd.grad(loss, (u, v, scale))
+    assert all(torch.isfinite(g).all() for g in grads)
+    expected = dense_loss(u, v[:2], scale, pairs)
+    assert loss.item() == pytest.approx(expected.item(), abs=1e-12)
 
 
 def test_gradients_equal_finite_differences() -> None:
