@@ -104,9 +104,7 @@ def plainly(name: str, kind: str) -> tuple[float, list[Tensor]]:
     ids=["1 rank", "2 uneven", "2, second empty", "2, first empty", "4 uneven", "4, two empty"],
 )
 @pytest.mark.parametrize("name", LOSSES)
-def test_ranks_together_equal_one_process(
-    ranks: RankPool, name: str, bounds: list[int], kind: str, tile: int
-) -> None:
+def test_ranks_together_equal_one_process(ranks: RankPool, name: str, bounds: list[int], kind: str, tile: int) -> None:
     expected_loss, expected = plainly(name, kind)
     for loss, grads in ranks.run(one_rank, len(bounds) - 1, name, kind, bounds, tile):
         assert loss == pytest.approx(expected_loss, abs=1e-5)

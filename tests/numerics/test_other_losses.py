@@ -81,14 +81,10 @@ def test_sigmoid_equals_loops_and_autograd(tile: int, ignore: bool) -> None:
     ignored = some_ignored(pairs) if ignore else Pairs(none, none)
     loss = sigmoid(u, v, scale, bias, pairs, tile, ignored)
     expected = dense_sigmoid(u, v, scale, bias, pairs, ignored)
-    by_loops = sigmoid_by_loops(
-        u.detach().numpy(), v.detach().numpy(), 9.0, set(listed(pairs)), set(listed(ignored))
-    )
+    by_loops = sigmoid_by_loops(u.detach().numpy(), v.detach().numpy(), 9.0, set(listed(pairs)), set(listed(ignored)))
     assert loss.item() == pytest.approx(by_loops, abs=1e-12)
     inputs = (u, v, scale, bias)
-    for mine, theirs in zip(
-        torch.autograd.grad(loss, inputs), torch.autograd.grad(expected, inputs), strict=True
-    ):
+    for mine, theirs in zip(torch.autograd.grad(loss, inputs), torch.autograd.grad(expected, inputs), strict=True):
         assert torch.allclose(mine, theirs, atol=1e-12)
 
 
@@ -112,9 +108,7 @@ def test_infonce_equals_loops_and_autograd(tile: int) -> None:
         infonce_by_loops(u.detach().numpy(), v.detach().numpy(), 9.0, listed(pairs)), abs=1e-12
     )
     inputs = (u, v, scale)
-    for mine, theirs in zip(
-        torch.autograd.grad(loss, inputs), torch.autograd.grad(expected, inputs), strict=True
-    ):
+    for mine, theirs in zip(torch.autograd.grad(loss, inputs), torch.autograd.grad(expected, inputs), strict=True):
         assert torch.allclose(mine, theirs, atol=1e-12)
 
 

@@ -23,7 +23,7 @@ def infonce(
 ) -> Float[Tensor, ""]:
     """Mean over the global batch's rows of -log softmax of a region with its text, both directions, halved.
 
-    A row is a region that has a pair; its text is the unit mean of its pairs' text embeddings. Every other row is a negative,
+    A row is a region that has a pair; its text is the unit mean of the embeddings of its texts. Every other row is negative,
     also one with the same text. Arguments, value on ranks and gradients as in `multi_positive`.
     """
     v = widened(v)

@@ -59,7 +59,9 @@ class _MultiPositive(Function):
         row_weight = 0.5 * rows_used / totals.clamp(min=1)
         col_weight = 0.5 * cols_used / cols_used.sum().clamp(min=1)
         # a row or column that ignores everything has no logsumexp, and no weight
-        by_row = (row_weight * (row_lse - row_sum / row_count.clamp(min=1))).nan_to_num(posinf=0.0, neginf=0.0).sum()[None]
+        by_row = (
+            (row_weight * (row_lse - row_sum / row_count.clamp(min=1))).nan_to_num(posinf=0.0, neginf=0.0).sum()[None]
+        )
         if world > 1:
             dist.all_reduce(by_row)
         by_col = (col_weight * (col_lse - col_sum / col_count.clamp(min=1))).nan_to_num(posinf=0.0, neginf=0.0).sum()
