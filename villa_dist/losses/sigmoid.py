@@ -31,13 +31,13 @@ class _Sigmoid(Function):
         ctx: Any, u: Tensor, v: Tensor, scale: Tensor, bias: Tensor, pairs: Pairs, ignored: Pairs, tile: int
     ) -> Tensor:
         row_total = u.new_zeros(u.shape[0])
-        for rows, (out,) in tiles(u.shape[0], tile, ignored):
+        for rows, (own, out) in tiles(u.shape[0], tile, pairs, ignored):
             logits = torch.addmm(bias.expand(1, 1), scale * u[rows], v.T)
+            # -log sigmoid(x) = softplus(x) - x
+            row_total[rows].index_add_(0, own.region, -logits[own.region, own.text])
             logits.index_put_((out.region, out.text), logits.new_tensor(NEGATIVE_INFINITY))
-            row_total[rows] = F.softplus(logits, threshold=LINEAR_FROM).sum(1)
-        positive_logit = scale * (u[pairs.region] * v[pairs.text]).sum(-1) + bias
-        # -log sigmoid(x) = softplus(x) - x
-        packed = torch.stack([row_total.sum() - positive_logit.sum(), u.new_tensor(float(len(pairs.region)))])
+            row_total[rows] += F.softplus(logits, threshold=LINEAR_FROM).sum(1)
+        packed = torch.stack([row_total.sum(), u.new_tensor(float(len(pairs.region)))])
         ctx.world = world_size()
         if ctx.world > 1:
             dist.all_reduce(packed)

@@ -29,18 +29,19 @@ class _MultiPositive(Function):
     def forward(ctx: Any, u: Tensor, v: Tensor, scale: Tensor, pairs: Pairs, ignored: Pairs, tile: int) -> Tensor:
         regions, texts, lowest = u.shape[0], v.shape[0], torch.finfo(u.dtype).min
         row_lse = u.new_empty(regions)
+        row_sum, col_sum = u.new_zeros(regions), u.new_zeros(texts)
         peak, mass = u.new_full((texts,), NEGATIVE_INFINITY), u.new_zeros(texts)
-        for rows, (out,) in tiles(regions, tile, ignored):
+        for rows, (own, out) in tiles(regions, tile, pairs, ignored):
             logits = (scale * u[rows]) @ v.T
+            positive = logits[own.region, own.text]
+            row_sum[rows].index_add_(0, own.region, positive)
+            col_sum.index_add_(0, own.text, positive)
             logits.index_put_((out.region, out.text), logits.new_tensor(NEGATIVE_INFINITY))
             row_lse[rows] = torch.logsumexp(logits, 1)
             higher = torch.maximum(peak, logits.amax(0))
             fixed = higher.clamp(min=lowest)  # a text that all regions ignore stays at -inf
             mass = mass * torch.exp(peak - fixed) + logits.sub_(fixed).exp_().sum(0)
             peak = higher
-        positive_logit = scale * (u[pairs.region] * v[pairs.text]).sum(-1)
-        row_sum = u.new_zeros(regions).index_add_(0, pairs.region, positive_logit)
-        col_sum = u.new_zeros(texts).index_add_(0, pairs.text, positive_logit)
         row_count = torch.bincount(pairs.region, minlength=regions).to(u.dtype)
         col_count = torch.bincount(pairs.text, minlength=texts).to(u.dtype)
         rows_used = (row_count > 0).to(u.dtype)
