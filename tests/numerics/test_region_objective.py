@@ -170,7 +170,7 @@ def test_dropout_is_drawn_again_as_it_was(hf_model: ModelConfig, monkeypatch: py
     module = RegionObjective(vlm, HF_PROMPTS, TrainConfig(micro_images=2))
     torch.manual_seed(1)
     _, found = gradients(module, whole_batch())
-    plain = lambda embed, parts: tuple(torch.cat(c) for c in zip(*(embed(p) for p in parts), strict=True))  # noqa: E731
+    plain = lambda embed, parts, beside: tuple(torch.cat(c) for c in zip(*(embed(p) for p in parts), strict=True))  # noqa: E731
     monkeypatch.setattr(objective, "recomputed", plain)
     torch.manual_seed(1)
     _, expected = gradients(module, whole_batch())

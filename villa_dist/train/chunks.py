@@ -28,10 +28,19 @@ def chunk_count(images: int, micro_images: int | None) -> int:
     return -(-images // micro_images) if micro_images else 1
 
 
-def recomputed(embed: Callable[[Part], tuple[Tensor, ...]], parts: Iterable[Part]) -> tuple[Tensor, ...]:
-    """The embeddings of all parts, end to end. Of a part nothing else is kept for the backward pass."""
+def recomputed(
+    embed: Callable[[Part], tuple[Tensor, ...]], parts: Iterable[Part], beside: Tensor
+) -> tuple[Tensor, ...]:
+    """The embeddings of all parts, end to end. Of a part nothing else is kept for the backward pass.
+
+    beside: any tensor on the parts' device, by which torch knows whose random numbers to keep.
+    """
+
+    def run(beside: Tensor, part: Part) -> tuple[Tensor, ...]:
+        return embed(part)
+
     with set_checkpoint_early_stop(False):  # ZeRO-3: the second pass too must call every module on every rank
-        found = [checkpoint(embed, part, use_reentrant=False) for part in parts]
+        found = [checkpoint(run, beside, part, use_reentrant=False) for part in parts]
     return tuple(torch.cat(column) for column in zip(*found, strict=True))
 
 

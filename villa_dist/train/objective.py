@@ -117,7 +117,7 @@ class RegionObjective(nn.Module):
         """Regions; and, where whole images count, images and their texts."""
         if self.config.micro_images is None:
             return self._embed_part(batch)
-        return recomputed(self._embed_part, chunks(batch, self.config.micro_images))
+        return recomputed(self._embed_part, chunks(batch, self.config.micro_images), batch.boxes)
 
     def _embed_part(self, batch: PairBatch) -> tuple[Tensor, ...]:
         assert batch.pixels is not None
@@ -137,7 +137,8 @@ class RegionObjective(nn.Module):
         if parts == 1:
             part_TD = self.embed_attributes(mine)
         else:
-            part_TD = recomputed(lambda ids: (self.embed_attributes(ids),), mine.tensor_split(min(parts, per_rank)))[0]
+            slices = mine.tensor_split(min(parts, per_rank))
+            (part_TD,) = recomputed(lambda ids: (self.embed_attributes(ids),), slices, mine)
         return gather_texts(part_TD)[: max(len(distinct), 1)]
 
     def embed_attributes(self, ids: Int[Tensor, " T"]) -> Float[Tensor, "T D"]:
