@@ -211,7 +211,7 @@ class RegionsConfig(Section):
     proposals: Literal["annotations", "grid", "segments", "hf"] = "annotations"
     top_k: Annotated[int, Field(ge=1, le=MOST_REGIONS)] = 100
     min_size: Annotated[float, Field(ge=0)] = 0.02  # of a box's shorter side: below 1 of the image's, from 1 in pixels
-    nms_iou: Fraction = 0.5
+    nms_iou: Fraction = 0.7  # a box that overlaps a better one by more is dropped
     keep_whole_image: bool = False  # the whole image as one more region, after the others
     grid: Annotated[list[Positive], Field(min_length=2, max_length=2)] = [3, 3]  # rows, columns
     grid_levels: Annotated[int, Field(ge=1, le=6)] = 1  # each level beyond the first doubles rows and columns
@@ -367,6 +367,9 @@ class PairsConfig(Section):
     assign: Literal["relative", "absolute", "calibrated", "transport"] = "absolute"
     epsilon: Annotated[float, Field(ge=0)] = 0.2
     threshold: float = 0.5
+    # how much the proposals' objectness counts beside the mapping's score: the weight of its logarithm, relative to the
+    # image's most object-like region. For ranked proposals (`segments`, `hf`)
+    objectness: Annotated[float, Field(ge=0.0, le=100.0)] = 0.0
     fused: bool = False  # propose, embed and map in one pass, without region sidecars of every shard
 
 
