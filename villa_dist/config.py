@@ -294,6 +294,17 @@ class FitConfig(OptimConfig):
     clip: PositiveFloat = 5.0
 
 
+class TrainConfig(OptimConfig):
+    """A region VLM's training job; docs/training.md says what each choice is."""
+
+    loss: Literal["multi_positive", "sigmoid", "infonce"] = "multi_positive"
+    # attributes whose texts have a cosine above it are no negatives of each other, as the published text tower sees them;
+    # without effect on a tower trained from scratch, and on infonce
+    near_duplicates: Annotated[float, Field(gt=0.0, lt=1.0)] | None = 0.9
+    whole_weight: Annotated[float, Field(ge=0)] = 0.0  # of whole images with whole texts, beside the regions' loss
+    micro_images: Positive | None = None  # a rank embeds so many images at once, with all of the batch as negatives
+
+
 class MappingConfig(Section):
     """docs/mapping.md says what each choice is worth."""
 
@@ -389,7 +400,7 @@ class Config(Section):
     regions: RegionsConfig = RegionsConfig()
     mapping: MappingConfig = MappingConfig()
     pairs: PairsConfig = PairsConfig()
-    train: OptimConfig = OptimConfig()
+    train: TrainConfig = TrainConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
 
     @model_validator(mode="after")
@@ -402,6 +413,11 @@ class Config(Section):
             raise ValueError(
                 "pretrain.steps=0 takes the one-to-one VLM from a checkpoint; name it in model.weights, or train for "
                 "some steps"
+            )
+        if self.train.micro_images and self.model.image.kind == "conv":
+            raise ValueError(
+                f"train.micro_images={self.train.micro_images}: the conv tower normalises by the statistics of the whole "
+                "batch, which are not those of its parts; leave it out, or take model.image.kind: hf or clip_rn50"
             )
         for name, job in (("pretrain", self.pretrain), ("train", self.train), ("mapping.fit", self.mapping.fit)):
             if job.batch_images % job.workers:

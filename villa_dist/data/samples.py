@@ -68,7 +68,7 @@ class Samples:
     """Samples of `<dataset>/base` joined with `<dataset>/<stage>`, by (shard index, row).
 
     stage: a sidecar stage (`pairs`, `truth`, `regions`) or None. below: only shards whose rank lies below it
-    (`shards.sample`). Keeps the most recently used shards open.
+    (`shards.sample`). texts: read those of a sidecar's images too. Keeps the most recently used shards open.
     """
 
     def __init__(
@@ -80,10 +80,12 @@ class Samples:
         embeddings: bool = False,
         max_pixels: int,
         below: int = ALL,
+        texts: bool = False,
     ) -> None:
         self.dataset_url, self.stage = dataset_url, stage
         self.images, self.embeddings, self.max_pixels = images, embeddings, max_pixels
         self.below = below
+        self.texts = texts or stage is None
         self._open: OrderedDict[int, OpenShard] = OrderedDict()
 
     @cached_property
@@ -111,5 +113,5 @@ class Samples:
             return Row(None, "", boxes, region, attribute, embedding)
         members = shard.base.sample(row)
         pixels = decode_image(image_member(members), self.max_pixels)
-        text = sample_text(members) if self.stage is None else ""
+        text = sample_text(members) if self.texts else ""
         return Row(pixels, text, boxes, region, attribute, embedding)
