@@ -5,4 +5,5 @@ import os
 os.environ["DS_ACCELERATOR"] = "cpu"
 os.environ.setdefault("DEEPSPEED_LOG_LEVEL", "error")
 import deepspeed  # noqa: F401
-import villa_dist.train.jobs
+
+import villa_dist.train.jobs  # noqa: F401
