@@ -12,6 +12,7 @@ import logging
 import math
 import os
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from villa_dist.config import OptimConfig
 from villa_dist.distributed import world_size
 
 FROZEN = "frozen.pt"
+DISABLED = "TORCHDYNAMO_DISABLE"
 
 
 def init_process_group() -> None:
@@ -42,6 +44,20 @@ def _deepspeed() -> Any:
     if not torch.cuda.is_available():
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     return deepspeed
+
+
+@contextlib.contextmanager
+def _no_compiler() -> Iterator[None]:
+    """DeepSpeed decorates an optimizer that is not used here with torch.compile, which would import all of inductor: more
+    than a CPU-second of every rank's start."""
+    before = os.environ.get(DISABLED)
+    os.environ[DISABLED] = "1"
+    try:
+        yield
+    finally:
+        del os.environ[DISABLED]
+        if before is not None:
+            os.environ[DISABLED] = before
 
 
 class Engine:
@@ -65,7 +81,8 @@ class Engine:
             "steps_per_print": 1 << 60,
             "wall_clock_breakdown": False,
         }
-        self.raw, *_ = _deepspeed().initialize(model=module, optimizer=optimizer, config=settings)
+        with _no_compiler():
+            self.raw, *_ = _deepspeed().initialize(model=module, optimizer=optimizer, config=settings)
 
     @property
     def module(self) -> nn.Module:
