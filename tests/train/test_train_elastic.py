@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +11,14 @@ import torch
 from group import run_ranks
 from torch import nn
 
+from shards.errors import StorageFullError
 from villa_dist.config import OptimConfig
 from villa_dist.distributed import barrier, rank, world_size
 from villa_dist.train import checkpoint
 from villa_dist.train.checkpoint import TrainState
 from villa_dist.train.engine import Engine
 from villa_dist.train.resume import UNIVERSAL, find
+from villa_dist.train.saving import Saver
 
 ROWS, WIDE = 8, 6
 BEFORE, AFTER = 4, 5
@@ -144,3 +147,35 @@ def test_the_same_number_of_ranks_goes_on_bit_for_bit(tmp_path: Path) -> None:
             assert found[stage]["losses"] == written[stage]["losses"]
             for name, value in written[stage]["weights"].items():
                 assert torch.equal(found[stage]["weights"][name], value), name
+
+
+# ---- a disk that is full
+
+
+def fill(folder: Path) -> tuple[str, str]:
+    """Save whole, then once more under a limit that the optimizer's file is over."""
+    engine = Engine(Part(), config(1))
+    with Saver(engine, folder, config(1), TrainState(0, 0, ROWS, "data", "config", 1)) as own:
+        own.stepped(torch.tensor(1.0))
+        own.save(1)
+        largest = max(p.stat().st_size for p in (folder / checkpoint.tag(1)).iterdir())
+        resource.setrlimit(resource.RLIMIT_FSIZE, (largest - 200, resource.RLIM_INFINITY))
+        try:
+            own.save(2)
+        except StorageFullError as error:
+            said = str(error)
+        else:
+            said = "nothing"
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+    found = checkpoint.newest(folder)
+    own.save(2)
+    again = checkpoint.newest(folder)
+    assert found and again
+    return said, f"{found[0].name} {again[0].name}"
+
+
+def test_a_full_disk_keeps_the_checkpoint_before(tmp_path: Path) -> None:
+    said, found = run_ranks(fill, 1, tmp_path)[0]
+    assert checkpoint.tag(2) in said and "run the same command again" in said
+    assert found == f"{checkpoint.tag(1)} {checkpoint.tag(2)}"

@@ -25,6 +25,7 @@ from runs import config_file, result_line, sets, villa
 from shards import manifest
 from shards.commit import StageFolder
 from shards.reader import BaseShard
+from villa_dist.train.journal import read_metrics
 from villa_dist.train.ledger import committed
 
 STEPS, IMAGES, EVERY = 12, 16, 2
@@ -184,7 +185,9 @@ def test_the_number_of_ranks_changes_at_every_restart(alone: Run, prepared: Path
     run.check_ledger()
     mine, theirs = (safetensors.torch.load(r.weights()) for r in (run, alone))
     worst = max(float((mine[k] - theirs[k]).abs().max()) for k in mine)
-    assert worst < 1e-3, worst
+    losses = [[line["loss"] for line in read_metrics(r.job / "metrics.jsonl")] for r in (run, alone)]
+    assert losses[0] == pytest.approx(losses[1], rel=5e-4)
+    assert worst < 1e-2, worst  # undisturbed runs of one and of two ranks differ by 3e-3 after so many steps of Adam
     print(f"1 -> 2 -> 4 -> 1 ranks against 2 throughout: weights differ by {worst:.1e} at most")
 
 
@@ -232,5 +235,22 @@ def test_torchrun_trains_the_same(alone: Run, prepared: Path, tmp_path: Path) ->
     out, said = process.communicate(timeout=200)
     assert process.returncode == 0, said[-3000:]
     assert [json.loads(line)["job"] for line in out.splitlines()] == ["one_to_one"]
+    assert run.weights() == alone.weights()
+    run.check_ledger()
+
+
+def test_on_ray_a_driver_is_asked_to_stop_and_a_rank_is_killed(alone: Run, prepared: Path, tmp_path: Path) -> None:
+    run = Run(tmp_path, prepared)
+    process = run.start(2, "runner=ray", "pretrain.checkpoint_steps=1000")
+    wait_for(process, lambda: (run.job / "ranks/0").exists())
+    process.send_signal(signal.SIGTERM)
+    _, said = process.communicate(timeout=100)
+    assert process.returncode == 75 and "was asked to stop" in said and "Traceback" not in said, said[-3000:]
+
+    process = run.start(2, "runner=ray", "pretrain.restarts=1")
+    wait_for(process, lambda: len(run.pids()) == 2 and run.step(8).exists())
+    os.kill(run.pids()[1], signal.SIGKILL)
+    said = run.ended(process)
+    assert "workers of training one_to_one died" in said
     assert run.weights() == alone.weights()
     run.check_ledger()

@@ -17,8 +17,9 @@ import torch
 from shards.errors import VillaError
 from villa_dist.config import OptimConfig
 from villa_dist.names import RANKS, STOP
+from villa_dist.train import agree as agreeing
 from villa_dist.train import local, nonfinite, signals
-from villa_dist.train.agree import agree, from_rank_0
+from villa_dist.train.agree import agree, check_shared, from_rank_0
 from villa_dist.train.checkpoint import MARKER, tag
 from villa_dist.train.elastic import GroupDied, with_restarts
 from villa_dist.train.ledger import Ledger, committed, opened
@@ -182,6 +183,16 @@ def test_one_rank_agrees_with_itself() -> None:
     verdict = agree(fine, 1.0, stop=True, save=True)
     assert verdict.stop and verdict.save
     assert from_rank_0(lambda: 3) == 3
+
+
+def test_a_folder_that_a_rank_does_not_see_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    check_shared(tmp_path / "checkpoints")
+    assert not list((tmp_path / "checkpoints").iterdir())
+    monkeypatch.setattr(agreeing, "gathered", lambda value: [value, ("node-b", False), ("node-b", False)])
+    with pytest.raises(
+        VillaError, match=r"checkpoints on .* is not seen by node-b: .*file system that the nodes share"
+    ):
+        check_shared(tmp_path / "checkpoints")
 
 
 # ---- the ledger

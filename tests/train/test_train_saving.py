@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import resource
 import shutil
 import threading
 from pathlib import Path
@@ -12,17 +11,14 @@ from typing import Any
 
 import pytest
 import torch
-from group import run_ranks
-from test_train_elastic import ROWS, Part, config
 
-from shards.errors import StorageFullError, VillaError
+from shards.errors import VillaError
 from shards.store import Store
 from villa_dist.config import OptimConfig
 from villa_dist.config_file import load
 from villa_dist.observe import LOG
-from villa_dist.train import checkpoint, remote, saving
+from villa_dist.train import checkpoint, remote, resume, saving
 from villa_dist.train.checkpoint import MARKER, TrainState, kept, newest, prune, reached, seal, tag
-from villa_dist.train.engine import Engine
 from villa_dist.train.saving import Saver
 
 
@@ -144,6 +140,21 @@ def test_copies_go_to_a_bucket_or_nowhere(url: str) -> None:
 # ---- copies
 
 
+def test_a_job_whose_folder_is_gone_goes_on_from_its_copy(tmp_path: Path, s3: Any) -> None:
+    to = {"checkpoint_copy": s3.url("copies")}
+    with saver(tmp_path, **to) as own:
+        own.save(2)
+        own.save(4)
+    shutil.rmtree(tmp_path / "villa")
+    other = resume.find(own.folder, OptimConfig(**to), "manifest-digest", "another-fingerprint")
+    assert (other.step, other.tag) == (0, ""), "copies of another config are not taken"
+    start = resume.find(own.folder, OptimConfig(**to), "manifest-digest", "config-fingerprint")
+    assert (start.step, start.tag) == (4, tag(4)) and checkpoint.problem(own.folder / start.tag) == ""
+    assert resume.find(own.folder, OptimConfig(), "manifest-digest", "config-fingerprint") == start
+    with pytest.raises(VillaError, match="belongs to other data"):
+        resume.find(own.folder, OptimConfig(), "other-digest", "config-fingerprint")
+
+
 def test_copies_follow_what_is_saved_and_a_fresh_folder_starts_from_them(tmp_path: Path, s3: Any) -> None:
     store = remote.place_of(s3.url("copies/"), "villa", "f" * 64)
     copies = remote.Copies(store, 2, "loss")
@@ -235,35 +246,3 @@ def test_a_marker_that_points_outside_is_refused(tmp_path: Path, s3: Any) -> Non
     fresh.mkdir(parents=True)
     remote.fetch_newest(Store(s3.url("copies")), fresh)
     assert not list((tmp_path / "fresh").rglob("evil")) and left(fresh) == []
-
-
-# ---- a disk that is full
-
-
-def fill(folder: Path) -> tuple[str, str]:
-    """Save whole, then once more under a limit that the optimizer's file is over."""
-    engine = Engine(Part(), config(1))
-    with Saver(engine, folder, config(1), TrainState(0, 0, ROWS, "data", "config", 1)) as own:
-        own.stepped(torch.tensor(1.0))
-        own.save(1)
-        largest = max(p.stat().st_size for p in (folder / tag(1)).iterdir())
-        resource.setrlimit(resource.RLIMIT_FSIZE, (largest - 200, resource.RLIM_INFINITY))
-        try:
-            own.save(2)
-        except StorageFullError as error:
-            said = str(error)
-        else:
-            said = "nothing"
-        finally:
-            resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
-    found = newest(folder)
-    own.save(2)
-    again = newest(folder)
-    assert found and again
-    return said, f"{found[0].name} {again[0].name}"
-
-
-def test_a_full_disk_keeps_the_checkpoint_before(tmp_path: Path) -> None:
-    said, found = run_ranks(fill, 1, tmp_path)[0]
-    assert tag(2) in said and "run the same command again" in said
-    assert found == f"{tag(1)} {tag(2)}"

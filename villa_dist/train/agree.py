@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 import socket
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,8 +13,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from shards.errors import VillaError
-from villa_dist.distributed import barrier, rank, world_size
+from shards.errors import VillaError, storage_errors
+from villa_dist.distributed import rank, world_size
 
 T = TypeVar("T")
 
@@ -69,11 +70,7 @@ def check_shared(folder: Path) -> None:
 
     A checkpoint is written by all ranks and sealed by one, so nodes must share the folder it is in.
     """
-    sign = folder / ".shared"
-    if rank() == 0:
-        folder.mkdir(parents=True, exist_ok=True)
-        sign.write_text(socket.gethostname(), encoding="utf-8")
-    barrier()
+    sign = folder / from_rank_0(lambda: _sign(folder))  # a new name, of which no node remembers that it was not there
     seen = gathered((socket.gethostname(), sign.is_file()))
     if rank() == 0:
         sign.unlink(missing_ok=True)
@@ -81,5 +78,16 @@ def check_shared(folder: Path) -> None:
     if blind:
         raise VillaError(
             f"{folder} on {seen[0][0]} is not seen by {', '.join(blind)}: all workers of a training job write one "
-            "checkpoint there, so it must be on a file system that the nodes share; set `run` to a folder on one, or train on one node"
+            "checkpoint there, so it must be on a file system that the nodes share; set `run` to a folder on one, or train "
+            "on one node"
         )
+
+
+def _sign(folder: Path) -> str:
+    name = f".shared-{secrets.token_hex(8)}"
+    with storage_errors(str(folder)):
+        folder.mkdir(parents=True, exist_ok=True)
+        for old in folder.glob(".shared-*"):
+            old.unlink(missing_ok=True)
+        (folder / name).touch()
+    return name

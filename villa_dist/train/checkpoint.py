@@ -142,7 +142,9 @@ def save_errors(place: str) -> Iterator[None]:
         with storage_errors(place):
             yield
     except RuntimeError as error:
-        if not any(said in str(error) for said in ("inline_container", "PytorchStreamWriter", "file write failed", "iostream")):
+        if not any(
+            said in str(error) for said in ("inline_container", "PytorchStreamWriter", "file write failed", "iostream")
+        ):
             raise
         raise StorageFullError(
             f"the checkpoint {place} could not be written whole, as when no space is left on the device: the one before it "

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
 
@@ -30,7 +30,8 @@ class Saver:
     begun: TrainState
     ledger: Ledger | None = None
     _copies: Copies | None = None
-    _loss: list[torch.Tensor] = field(default_factory=list)
+    _loss: torch.Tensor | None = None  # the sum since the last checkpoint
+    _steps: int = 0
     _last: float = 0.0
 
     def __enter__(self) -> Saver:
@@ -54,7 +55,8 @@ class Saver:
 
     def stepped(self, loss: torch.Tensor) -> None:
         """Hear of a step's loss, whose mean since the last checkpoint is the next one's."""
-        self._loss.append(loss.detach())
+        self._loss = loss.detach().clone() if self._loss is None else self._loss + loss.detach()
+        self._steps += 1
 
     @property
     def overdue(self) -> bool:
@@ -73,8 +75,8 @@ class Saver:
         Raises: VillaError when there is no such metric; StorageFullError, and the checkpoint before it stays.
         """
         best = self.config.keep_best
-        measured = {**({"loss": float(torch.stack(self._loss).mean())} if self._loss else {}), **(measured or {})}
-        self._loss.clear()
+        mean = {} if self._loss is None else {"loss": float(self._loss) / self._steps}
+        measured, self._loss, self._steps = {**mean, **(measured or {})}, None, 0
         if best is not None and best not in measured:
             raise VillaError(
                 f"keep_best is {best!r}, which is not measured in training; known here: {', '.join(sorted(measured))}"

@@ -64,7 +64,10 @@ class Stalls:
             LOG.warning("%s", found.text)
         if self.stall_seconds is not None and found.seconds > self.stall_seconds and not (folder / ABORT).exists():
             LOG.warning("%s: its workers are ended, to be started again from the newest checkpoint", found.text)
-            (folder / ABORT).write_text(found.text, encoding="utf-8")
+            try:
+                (folder / ABORT).write_text(found.text, encoding="utf-8")
+            except OSError as error:
+                LOG.warning("they cannot be told: %s", error)
         return found
 
     def see(self, beats: dict[int, Beat], now: float) -> None:
