@@ -252,7 +252,12 @@ class OptimConfig(Section):
         2  # random translation, a pure function of (seed, epoch, sample)
     )
     checkpoint_steps: Positive = 100
-    keep_checkpoints: Positive = 2
+    checkpoint_minutes: PositiveFloat | None = None  # and whenever so long has passed since the last one
+    keep_checkpoints: Positive = 2  # the newest whole ones
+    keep_best: str | None = None  # and the best one by `loss`, or by a metric that is measured at checkpoints
+    checkpoint_copy: str | None = None  # s3://bucket/prefix, to which checkpoints are copied while training goes on
+    stall_minutes: PositiveFloat | None = 10.0  # without a finished step, after which the workers are started again
+    restarts: Count = 2  # of the workers after a death, between one checkpoint and the next
     zero_stage: Annotated[int, Field(ge=0, le=3)] = 1
     workers: Positive = 2
     threads: Positive = 1
@@ -266,6 +271,12 @@ class OptimConfig(Section):
         if values.get("steps") is not None:
             raise ValueError("give steps or epochs, not both; set the other to null")
         return {**values, "steps": None}
+
+    @model_validator(mode="after")
+    def _copies_go_to_a_bucket(self) -> OptimConfig:
+        if self.checkpoint_copy is not None and not re.fullmatch(r"s3a?://[^/@:]+(/.*)?", self.checkpoint_copy):
+            raise ValueError("checkpoint_copy must be s3://bucket/prefix, without credentials; null: no copies")
+        return self
 
     @model_validator(mode="after")
     def _some_length(self) -> OptimConfig:

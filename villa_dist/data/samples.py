@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 
 import numpy as np
 import pyarrow as pa
@@ -87,6 +87,7 @@ class Samples:
         self.below = below
         self.texts = texts or stage is None
         self._open: OrderedDict[int, OpenShard] = OrderedDict()
+        self._keys = lru_cache(OPEN_SHARDS)(lambda shard: BaseShard(StageFolder(dataset_url, "base"), shard).keys)
 
     @cached_property
     def manifest(self) -> manifest.Manifest:
@@ -102,6 +103,10 @@ class Samples:
             if len(self._open) > OPEN_SHARDS:
                 self._open.popitem(last=False)
         return self._open[index]
+
+    def key(self, index: int, row: int) -> str:
+        """The key of a sample, by the base shard alone. Safe beside the thread that loads."""
+        return self._keys(self.manifest.shards[index])[row]
 
     def row(self, index: int, row: int) -> Row:
         shard = self.shard(index)
