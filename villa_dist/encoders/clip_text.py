@@ -87,9 +87,12 @@ class Transformer(nn.Module):
 
 
 class ClipTextTower(nn.Module):
-    """Unit embeddings of texts: the last token's state, which sees all before it, normalised and projected."""
+    """Unit embeddings of texts: the last token's state, which sees all before it, normalised and projected.
 
-    def __init__(self, sizes: TextSizes, tokenizer: TextTokenizer) -> None:
+    tokenizer: may be given later, before the first text.
+    """
+
+    def __init__(self, sizes: TextSizes, tokenizer: TextTokenizer | None = None) -> None:
         super().__init__()
         self.sizes, self.tokenizer, self.dim = sizes, tokenizer, sizes.dim
         self.token_embedding = nn.Embedding(sizes.vocabulary, sizes.width)
@@ -99,6 +102,7 @@ class ClipTextTower(nn.Module):
         self.text_projection = nn.Parameter(torch.randn(sizes.width, sizes.dim) * sizes.width**-0.5)
 
     def tokenize(self, texts: Sequence[str]) -> TokenBatch:
+        assert self.tokenizer is not None
         return token_batch(self.tokenizer.ids(texts))
 
     def forward(self, batch: TokenBatch) -> Float[Tensor, "T D"]:

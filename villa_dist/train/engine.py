@@ -96,3 +96,17 @@ class Engine:
 
     def close(self) -> None:
         self.raw.destroy()
+
+
+def consolidated(folder: Path, tag: str) -> dict[str, torch.Tensor]:
+    """All weights and buffers of `<folder>/<tag>` in fp32 on the CPU, whatever the ZeRO stage and the number of ranks.
+
+    It unpickles: the caller checks digests first.
+    """
+    if not any((folder / tag).glob("*optim_states.pt")):  # stage 0: every rank held everything
+        content = torch.load(folder / tag / "mp_rank_00_model_states.pt", map_location="cpu", weights_only=False)
+        return dict(content["module"])
+    _deepspeed()
+    from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
+
+    return dict(get_fp32_state_dict_from_zero_checkpoint(str(folder), tag=tag))
