@@ -33,7 +33,8 @@ from villa_dist.train.jobs import TrainRequest, keeps_a_sample, kept_below, mode
 FORMAT = 3  # raised when the same config would give other bytes
 TRAINING = ("pretrain", "fit-mapping", "train")
 STAGES = ("ingest", "vocabulary", "pretrain", "regions", "fit-mapping", "pairs", "train", "evaluate", "report")
-HOW = ("workers", "threads", "keep_checkpoints", "checkpoint_steps")  # how a job is trained, not what it gives
+# how a job is trained, not what it gives
+HOW = ("workers", "threads", "keep_checkpoints", "checkpoint_steps", "track", "validate_steps", "validate_images")
 
 
 @dataclass(frozen=True)

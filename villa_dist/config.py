@@ -253,6 +253,9 @@ class OptimConfig(Section):
     )
     checkpoint_steps: Positive = 100
     keep_checkpoints: Positive = 2
+    track: Literal["tensorboard", "wandb", "none"] = "tensorboard"  # beside metrics.jsonl
+    validate_steps: Positive | None = None  # retrieval on the validation split every so many steps
+    validate_images: Positive = 512  # of that split
     zero_stage: Annotated[int, Field(ge=0, le=3)] = 1
     workers: Positive = 2
     threads: Positive = 1
@@ -292,6 +295,12 @@ class FitConfig(OptimConfig):
 
     learning_rate: PositiveFloat = 2e-3
     clip: PositiveFloat = 5.0
+
+    @model_validator(mode="after")
+    def _a_mapping_retrieves_nothing(self) -> FitConfig:
+        if self.validate_steps is not None:
+            raise ValueError("validate_steps belongs to pretrain and train, whose models retrieve; leave it out")
+        return self
 
 
 class MappingConfig(Section):
@@ -405,6 +414,8 @@ class Config(Section):
                 raise ValueError(
                     f"{name}.batch_images={job.batch_images} is not divisible by {name}.workers={job.workers}"
                 )
+            if job.validate_steps is not None:
+                self._can_validate(name, job)
             by_size = self.model.image.kind == "clip_rn50" and self.model.image.shape == "aspect"
             if job.zero_stage == 3 and job.workers > 1 and by_size:
                 raise ValueError(
@@ -412,6 +423,14 @@ class Config(Section):
                     "encoded one shape at a time, and ranks with different shapes would wait for each other for ever"
                 )
         return self
+
+    def _can_validate(self, name: str, job: OptimConfig) -> None:
+        asked = f"{name}.validate_steps={job.validate_steps}"
+        if "validation" not in self.evaluate.splits or (self.data.source == "shards" and not self.data.validation):
+            given = " and give data.validation" * (self.data.source == "shards")
+            raise ValueError(f"{asked} needs a validation split; add validation to evaluate.splits{given}")
+        if job.zero_stage == 3:
+            raise ValueError(f"{asked} does not work with zero_stage=3, where no rank holds a whole model; use 2")
 
 
 class StudyConfig(Section):

@@ -94,7 +94,8 @@ class Embeds:
 def checked_boxes(boxes: Any, width: int, height: int) -> Float[Tensor, "R 4"]:
     """Boxes as a float tensor, cut to the image. Raises: VillaError naming the first one that cannot be embedded."""
     try:
-        found = torch.as_tensor(boxes, dtype=torch.float32).detach().cpu()
+        given = boxes.detach().cpu() if isinstance(boxes, Tensor) else torch.tensor(boxes)
+        found = given.to(torch.float32)
     except (TypeError, ValueError, RuntimeError) as error:
         raise VillaError(
             f"boxes cannot be read ({error}); give R x 4 numbers, each row x1, y1, x2, y2 in pixels"

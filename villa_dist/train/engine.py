@@ -77,6 +77,12 @@ class Engine:
         self.raw.backward(loss)
         self.raw.step()
 
+    @property
+    def grad_norm(self) -> float | None:
+        """The norm of the last step's gradients over all ranks, before they were clipped; None before the first step."""
+        norm = self.raw.get_global_grad_norm()
+        return None if norm is None else float(norm)
+
     def save(self, folder: Path, tag: str, state: dict[str, Any]) -> None:
         """Write this rank's part of `<folder>/<tag>`; all ranks call it. `latest` is not written: it is derived."""
         self.raw.save_checkpoint(str(folder), tag=tag, client_state={"villa": state}, save_latest=False)

@@ -3,13 +3,13 @@
 <run>/models/<job>/config.json            what the job is bound to
 <run>/models/<job>/checkpoints/step-…/    DeepSpeed checkpoints with our marker
 <run>/models/<job>/metrics.jsonl          one line a logged step
+<run>/models/<job>/tensorboard/           the same for TensorBoard
 <run>/models/<job>/model.safetensors      the weights, once done
 <run>/models/<job>/done.json              the commit marker, last
 """
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
@@ -25,15 +25,14 @@ from villa_dist.config import OptimConfig
 from villa_dist.data.loader import Batches, Recipe
 from villa_dist.data.samples import Samples
 from villa_dist.distributed import barrier, rank, world_size
-from villa_dist.names import CHECKPOINTS, METRICS
+from villa_dist.names import CHECKPOINTS
 from villa_dist.observe import LOG
 from villa_dist.train import checkpoint
 from villa_dist.train.checkpoint import TrainState
 from villa_dist.train.engine import Engine, init_process_group
-from villa_dist.train.journal import MetricsFile, messages_to
+from villa_dist.train.journal import messages_to
+from villa_dist.train.metrics import Meter
 from villa_dist.train.schedule import warmup_cosine
-
-LOG_STEPS = 10
 
 Complete = Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]]
 
@@ -49,6 +48,7 @@ class JobParts:
     files: Mapping[str, bytes] = field(default_factory=dict)  # also saved beside them
     recipe: Recipe = field(default_factory=Recipe)  # beside what the optimizer's settings say
     complete: Complete | None = None  # adds to the weights before they are written
+    validate: Callable[[Any], dict[str, float]] | None = None  # measures what `export` picks, on all ranks at once
 
 
 def run_job(build: Callable[[], JobParts], config: OptimConfig, folder: str, seed: int, fingerprint: str) -> None:
@@ -74,7 +74,8 @@ def train_steps(
     checkpoints = folder / CHECKPOINTS
     data, steps = parts.samples.manifest.digest, config.steps_over(parts.samples.manifest.total)
     start = resume(engine, checkpoints, data, fingerprint)
-    metrics = MetricsFile(folder / METRICS, start) if rank() == 0 else None
+    vlm, stage = parts.export(engine.module), parts.samples.stage
+    meter = Meter(engine, vlm, config, folder, stage=stage, start=start, steps=steps)
     batches = Batches(
         parts.samples,
         seed=seed,
@@ -87,32 +88,25 @@ def train_steps(
         stop=steps,
     )
     engine.module.train()
-    clock, cpu, regions = time.perf_counter(), time.process_time(), 0
     for step, batch in batches:
         rate = warmup_cosine(step, steps, config.warmup_steps, config.learning_rate)
-        loss = engine(batch.to(engine.device))
+        with meter.counting(step):
+            loss = engine(batch.to(engine.device))
         if not bool(torch.isfinite(loss)):
             raise VillaError(
                 f"the loss of {folder.name} is {loss.item()} at step {step} (seed {seed}, global batch "
                 f"{config.batch_images}); lower its learning_rate ({config.learning_rate}) and run again with --force"
             )
-        engine.step(loss, rate)
-        regions += len(batch.boxes)
-        if metrics and ((step + 1) % LOG_STEPS == 0 or step + 1 == steps):
-            seconds = time.perf_counter() - clock
-            images = (step + 1 - start) * config.batch_images
-            metrics.write(
-                step=step + 1,
-                loss=round(loss.item(), 6),
-                learning_rate=rate,
-                images_per_second=round(images / seconds, 2),
-                regions_per_second=round(regions * world_size() / seconds, 2),
-                data_wait=round(batches.waited / seconds, 4),
-                cpu_seconds=round(time.process_time() - cpu, 2),
-            )
+        with meter.counting(step):
+            engine.step(loss, rate)
+        if parts.validate and config.validate_steps and (step + 1) % config.validate_steps == 0:
+            with meter.aside():
+                meter.validated(parts.validate(vlm))
+        meter.after(step, loss, rate, batch, batches.waited)
         if (step + 1) % config.checkpoint_steps == 0 or step + 1 == steps:
             state = TrainState(step + 1, seed, config.batch_images, data, fingerprint)
             save(engine, checkpoints, state, config.keep_checkpoints)
+    meter.close()
     weights = engine.full_state_dict()
     if rank() == 0:
         finish(engine, parts, weights, folder, fingerprint)

@@ -38,7 +38,7 @@ class FolderModel(Embeds):
         if isinstance(image, str):
             raise VillaError(f"{image}: give an opened image (PIL.Image.open), not a path")
         channels_first = isinstance(image, Tensor)
-        found = torch.as_tensor(image)
+        found = image if isinstance(image, Tensor) else torch.tensor(image)
         if found.dtype != torch.uint8 or found.ndim != 3 or found.shape[0 if channels_first else 2] != 3:
             raise VillaError(
                 f"an image of shape {tuple(found.shape)} and type {found.dtype}; give a PIL image, a uint8 array of H x W x 3 "
