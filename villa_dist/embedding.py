@@ -43,8 +43,8 @@ class Embeds:
 
     @torch.no_grad()
     def embed_regions(self, image: Any, boxes: Any) -> Float[Tensor, "R D"]:
-        """Boxes of one image: R x 4 numbers (a list, an array, a tensor), x1, y1, x2, y2 in pixels of the image, its top left
-        corner 0, 0. Raises: VillaError that names the first box that has no area, is not finite or lies outside."""
+        """Boxes of one image: R x 4 numbers (a list, an array, a tensor), x1, y1, x2, y2 in pixels of the image, whose top
+        left corner is 0, 0. Raises: VillaError that names the first box without area, not finite or outside."""
         pixels = self.pixels_of(image)
         checked = checked_boxes(boxes, int(pixels.shape[2]), int(pixels.shape[1])).to(self.embeds_on)
         if not len(checked):

@@ -15,7 +15,7 @@ from shards.errors import ShardError, VillaError
 from villa_dist import models
 from villa_dist.config import HUB_ID, ModelConfig
 from villa_dist.encoders.hf_checkpoint import FAMILIES, local_folder, own_names, read_json
-from villa_dist.names import CHECKPOINTS, TITLES, TOKENIZER, VLMS, WEIGHTS
+from villa_dist.names import CHECKPOINTS, DONE, TITLES, TOKENIZER, VLMS, WEIGHTS
 from villa_dist.train import checkpoint
 from villa_dist.vlm.model import RegionVLM
 
@@ -59,7 +59,7 @@ def find(place: str) -> Trained:
     if folder.name.startswith(checkpoint.PREFIX) or (folder / checkpoint.MARKER).is_file():
         return _of_checkpoint(folder.resolve())
     if (folder / CHECKPOINTS).is_dir() or folder.name == CHECKPOINTS:
-        raise VillaError(f"{place} is not finished: it has no {models.DONE}; {_newest(folder)}")
+        raise VillaError(f"{place} is not finished: it has no {DONE}; {_newest(folder)}")
     if (folder / "models").is_dir():
         return _finished(f"{place.rstrip('/')}/models/villa")
     raise VillaError(f"{place} holds no model; {ACCEPTED}")
@@ -154,4 +154,3 @@ def metrics(trained: Trained) -> dict[str, Any]:
         return {split: found[trained.job] for split, found in results["splits"].items() if trained.job in found}
     except (OSError, ValueError, KeyError, AttributeError, TypeError):
         return {}
-

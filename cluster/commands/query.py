@@ -18,7 +18,8 @@ from villa_dist.observe import LOG
 def command(
     checkpoint: Checkpoint,
     asked: Annotated[
-        list[str], typer.Argument(help="images and texts: what is a file is an image, the rest are texts", metavar="IMAGE… TEXT…")
+        list[str],
+        typer.Argument(help="images and texts: files are images, the rest are texts", metavar="IMAGE… TEXT…"),
     ],
     text: Annotated[list[str] | None, typer.Option("--text", "-t", help="a text to look for; repeatable")] = None,
     proposals: Annotated[

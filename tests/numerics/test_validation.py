@@ -165,13 +165,13 @@ def test_what_is_seen_of_a_job(config: Config, tmp_path: Path, monkeypatch: pyte
     assert list((tmp_path / "tensorboard").glob("events.out.tfevents.*"))
 
 
-def test_counting_operations_changes_no_weight(
-    config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_counting_operations_changes_no_weight(config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     counted, _ = trained(config, tmp_path / "a", monkeypatch)
     assert "mfu" in read_metrics(tmp_path / "a" / "metrics.jsonl")[0]
     monkeypatch.setattr("villa_dist.train.metrics.LOG_STEPS", 1000)
-    monkeypatch.setattr("villa_dist.train.metrics.Meter.counting", lambda self, step: __import__("contextlib").nullcontext())
+    monkeypatch.setattr(
+        "villa_dist.train.metrics.Meter.counting", lambda self, step: __import__("contextlib").nullcontext()
+    )
     plain, _ = trained(config, tmp_path / "b", monkeypatch)
     assert all(torch.equal(plain[k], counted[k]) for k in plain)
 

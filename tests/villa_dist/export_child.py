@@ -51,7 +51,9 @@ def main(place: Path, names: list[str]) -> None:
             plain = library.from_pretrained(place / name)
             alone = AutoModel.from_pretrained(place / name)
             assert type(alone) is library, type(alone)
-            processed = AutoImageProcessor.from_pretrained(place / name)(Image.fromarray(images[0]), return_tensors="pt")
+            processed = AutoImageProcessor.from_pretrained(place / name)(
+                Image.fromarray(images[0]), return_tensors="pt"
+            )
             padding = True if name.startswith("clip_vit") else "max_length"
             ids = AutoTokenizer.from_pretrained(place / name)(
                 texts, padding=padding, truncation=True, return_tensors="pt"

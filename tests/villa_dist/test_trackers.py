@@ -51,7 +51,9 @@ VALUES = st.floats(allow_nan=False, width=32)
 
 
 @given(st.lists(st.tuples(st.integers(0, 2**62), st.dictionaries(NAMES, VALUES, max_size=4)), max_size=4))
-def test_another_implementation_reads_what_is_written(tmp_path_factory: pytest.TempPathFactory, lines: list[Any]) -> None:
+def test_another_implementation_reads_what_is_written(
+    tmp_path_factory: pytest.TempPathFactory, lines: list[Any]
+) -> None:
     file = EventFile(tmp_path_factory.mktemp("events"), 0)
     for step, values in lines:
         file.write(step, values)

@@ -156,7 +156,10 @@ class Bundle:
             else:
                 original = self.replace.get(name, name)
                 chosen.setdefault(module, set()).add(original + (f" as {local}" if local != name else ""))
-        lines = [*sorted(plain), *(f"from {module} import {', '.join(sorted(chosen[module]))}" for module in sorted(chosen))]
+        lines = [
+            *sorted(plain),
+            *(f"from {module} import {', '.join(sorted(chosen[module]))}" for module in sorted(chosen)),
+        ]
         standard = [line for line in lines if line.split()[1].split(".")[0] in sys.stdlib_module_names]
         return "\n".join(standard) + "\n\n" + "\n".join(line for line in lines if line not in standard)
 
@@ -178,7 +181,8 @@ def bundle(entry: str, replace: Mapping[str, str] | None = None) -> str:
     for name in source.definitions:
         made.take(entry, name)
     docstring = ast.get_docstring(source.tree) or ""
-    head = [f'"""{docstring}\n"""' if "\n" in docstring else f'"""{docstring}"""', "from __future__ import annotations", made.imported(), "", SHAPES]
+    quoted = f'"""{docstring}\n"""' if "\n" in docstring else f'"""{docstring}"""'
+    head = [quoted, "from __future__ import annotations", made.imported(), "", SHAPES]
     unneeded = sorted(made.only_named - set(made.taken) - made.stand_ins)
     if unneeded:
         head.append(f"{' = '.join(unneeded)} = Any  # types of the training code, named in signatures alone")

@@ -41,10 +41,10 @@ def text(trained: Trained, loads_with: list[str]) -> str:
         "## Measured\n\n" + measured(metrics(trained)),
         "## Whole images\n\n" + whole(vlm),
         "## Limits\n\n" + limits(vlm),
-        f"## Licence\n\n{FILL}. It follows from the licences of the training data and of the checkpoint it started from, and is "
-        "not that of the software that trained it.",
-        "## Method\n\nViLLA (Varma et al., ICCV 2023, arXiv 2308.11194): a mapping model assigns the attributes that a text "
-        "mentions to regions of its image; a contrastive model is trained on these region-attribute pairs.",
+        f"## Licence\n\n{FILL}. It follows from the licences of the training data and of the checkpoint it started from; "
+        "the licence of the software that trained it says nothing of it.",
+        "## Method\n\nViLLA (Varma et al., ICCV 2023, arXiv 2308.11194): a mapping model assigns the attributes that a "
+        "text mentions to regions of its image; a contrastive model is trained on these region-attribute pairs.",
     ]
     return "\n\n".join(parts) + "\n"
 
@@ -56,7 +56,9 @@ def what(trained: Trained) -> str:
         "ground_truth": "trained on known region-attribute pairs",
     }
     role = roles.get(trained.job or "", "from a published checkpoint" if trained.job is None else "trained on pairs")
-    at = f", after {trained.step:,} steps (a checkpoint from the middle of training)" if trained.step is not None else ""
+    at = (
+        f", after {trained.step:,} steps (a checkpoint from the middle of training)" if trained.step is not None else ""
+    )
     return (
         f"A region-level vision-language model {role}{at}. It embeds whole images, boxes in them and texts in one space of "
         f"{trained.vlm.dim} dimensions, so that a box can be found by a text and the other way round. Written by "
@@ -65,7 +67,7 @@ def what(trained: Trained) -> str:
 
 
 def how(vlm: RegionVLM, loads_with: list[str]) -> str:
-    own = """With regions, by the code in this folder (`modeling_villa.py`; it imports torch, transformers and its tokenizers):
+    own = """With regions, by the code in this folder (`modeling_villa.py`; it needs torch and transformers):
 
 ```python
 from PIL import Image
@@ -135,7 +137,9 @@ def model(trained: Trained) -> str:
         "dimensions": vlm.dim,
         "parameters": f"{sum(p.numel() for p in vlm.parameters()):,}",
         "scale of the logits": f"{float(vlm.scale.detach()):.2f}",
-        "regions": "RoIAlign on one map of the whole image" if image.regions == "dense" else "each box as its own image",
+        "regions": "RoIAlign on one map of the whole image"
+        if image.regions == "dense"
+        else "each box as its own image",
     }
     if vlm.published:
         rows["started from"] = Path(vlm.config.weights or "").name or "a published checkpoint"
@@ -157,42 +161,40 @@ def measured(found: Mapping[str, Any]) -> str:
 
 
 def whole(vlm: RegionVLM) -> str:
+    """How a whole image is embedded, and how that differs from a region and from the library's own model."""
     kind = vlm.config.image.kind
     if kind == "conv":
-        return (
-            "A whole image goes through the region head at every place, and the places are averaged by how active they are. "
-            "Pixels are taken as they are, so images should have the size of those it was trained on."
-        )
+        return """\
+A whole image goes through the region head at every place, and the places are averaged by how active they are. Pixels are
+taken as they are, so images should have the size of those it was trained on."""
     if kind == "clip_rn50":
-        return (
-            "A whole image is prepared as CLIP does (shorter side resized, centre cut out) and embedded by the attention pooling. "
-            "A region goes through RoIAlign on layer3's map, layer4 and the same pooling; the region over a whole image equals the "
-            "image where the input has the trained size."
-        )
+        return """\
+A whole image is prepared as CLIP does (shorter side resized, centre cut out) and embedded by the attention pooling. A region
+goes through RoIAlign on layer3's map, layer4 and the same pooling; the region over a whole image equals the image where the
+input has the trained size."""
     assert vlm.published is not None
     family = vlm.published.family
-    pooled = {
-        "clip": "the mean of the last layer's values in the box (MaskCLIP), not the class token that pools a whole image",
-        "siglip": "the attention pooling of whole images, over the places in the box",
-        "siglip2": "the attention pooling of whole images, over the places in the box",
-    }[family]
-    if family == "clip" and not vlm.config.image.values:
-        pooled = "the mean of the last layer's tokens in the box, not the class token that pools a whole image"
-    bias = "" if family == "clip" else " `logit_bias` is 0: training had none, so the library's sigmoid of logits means little."
-    return (
-        "The whole-image model is the library's: preprocessing, pooling and projection are the same, and resizing is PIL's to "
-        "within 2 of 255 levels, which moves an embedding by about 1e-3 on noise and 1e-5 on smooth photos. `embed_image` and "
-        "`embed_text` return unit length; `get_image_features` and `get_text_features` do not. A region differs from a whole image: "
-        f"all of the image is the input, in its own shape, without the centre crop, and a box is embedded by {pooled}.{bias}"
-    )
+    pooled = "the attention pooling of whole images, over the places in the box"
+    if family == "clip":
+        what = "values (MaskCLIP)" if vlm.config.image.values else "tokens"
+        pooled = f"the mean of the last layer's {what} in the box, not by the class token that pools a whole image"
+    bias = "`logit_bias` is 0: training had none, so the library's sigmoid of logits is no probability."
+    return f"""\
+For whole images and texts this is the library's own model: preprocessing, pooling and projection are the same. Two things
+differ. `embed_image` and `embed_text` return unit length, `get_image_features` and `get_text_features` do not. The library
+resizes with PIL and the code here with torch, to within 2 of 255 levels. {"" if family == "clip" else bias}
+
+A region is embedded otherwise than a whole image: all of the image is the input, in its own shape, without the centre crop,
+and a box is embedded by {pooled}."""
 
 
 def limits(vlm: RegionVLM) -> str:
     lines = [
-        "- It knows what its training texts mention; a score ranks boxes and texts, it is no probability that something is there.",
+        "- It knows what its training texts mention; a score ranks boxes and texts and is no probability that something is "
+        "there.",
         "- It was not examined for bias, nor for use in decisions about people, medical ones included.",
         "- `embed_*` of the code in this folder convert images by `convert('RGB')`: 16-bit greys are clipped, which spoils "
-        "radiographs, transparency turns black and a photo's orientation tag is ignored. `villa_dist` handles all three.",
+        "radiographs, transparency is dropped and a photo's orientation tag is ignored. `villa_dist` handles all three.",
     ]
     if vlm.config.image.kind == "conv":
         lines.append("- The towers are small and were made for generated images.")

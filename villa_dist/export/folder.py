@@ -65,7 +65,9 @@ def check_target(target: Path, *, force: bool) -> None:
     if not any(target.iterdir()):
         return
     if not force:
-        raise VillaError(f"{target} exists; name another folder, or repeat with --force to replace what was exported there")
+        raise VillaError(
+            f"{target} exists; name another folder, or repeat with --force to replace what was exported there"
+        )
     if not (target / CODE).is_file():
         raise VillaError(f"{target} exists and is no exported folder (it has no {CODE}); --force does not replace it")
 
@@ -128,9 +130,16 @@ def config(vlm: RegionVLM) -> dict[str, Any]:
     villa = {**description, "model": model, "version": __version__}
     shared = {"dtype": "float32", "villa": villa}
     if vlm.published and vlm.published.family in LIBRARY_MODELS:
-        library = {k: v for k, v in vlm.published.architecture.items() if k not in ("_name_or_path", "transformers_version")}
+        library = {
+            k: v for k, v in vlm.published.architecture.items() if k not in ("_name_or_path", "transformers_version")
+        }
         architectures = [LIBRARY_MODELS[vlm.published.family]]
-        return {**library, **shared, "architectures": architectures, "auto_map": {"AutoModel": "modeling_villa.VillaModel"}}
+        return {
+            **library,
+            **shared,
+            "architectures": architectures,
+            "auto_map": {"AutoModel": "modeling_villa.VillaModel"},
+        }
     auto = {"AutoConfig": "modeling_villa.VillaConfig", "AutoModel": "modeling_villa.VillaModel"}
     return {"model_type": "villa", "architectures": ["VillaModel"], "auto_map": auto, "dim": vlm.dim, **shared}
 

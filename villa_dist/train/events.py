@@ -25,7 +25,9 @@ class EventFile:
 
     def __init__(self, folder: Path, start: int) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        self.path = folder / f"events.out.tfevents.{time.time_ns() // 1_000_000:013d}.{socket.gethostname()}.{os.getpid()}"
+        self.path = (
+            folder / f"events.out.tfevents.{time.time_ns() // 1_000_000:013d}.{socket.gethostname()}.{os.getpid()}"
+        )
         self._append(event(time.time(), 0, _field(3, VERSION)))
         if start:
             self._append(event(time.time(), start + 1, _field(7, _number(1, SESSION_START))))

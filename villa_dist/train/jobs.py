@@ -100,9 +100,7 @@ def region_vlm(config: Config, pairs: str) -> JobParts:
     vlm = RegionVLM(config.model)
     samples, objective = _samples(config, pairs), RegionObjective(vlm, words.prompts)
     check = validation(config, config.train)
-    return JobParts(
-        objective, samples, _vlm_of, models.vlm_description(vlm), models.vlm_files(vlm), validate=check
-    )
+    return JobParts(objective, samples, _vlm_of, models.vlm_description(vlm), models.vlm_files(vlm), validate=check)
 
 
 def validation(config: Config, optim: OptimConfig) -> Validation | None:

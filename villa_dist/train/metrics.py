@@ -12,10 +12,10 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from villa_dist.config import OptimConfig
@@ -51,7 +51,7 @@ class Meter:
     def __init__(
         self,
         engine: Trains,
-        vlm: nn.Module,
+        vlm: Any,
         config: OptimConfig,
         folder: Path,
         *,

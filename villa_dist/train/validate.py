@@ -51,8 +51,8 @@ class Validation:
         place = f"{run}/validation"
         if not manifest.exists(StageFolder(place, "base")):
             raise VillaError(
-                f"validate_steps needs {place}/base, which is not there; add validation to evaluate.splits and run ingest, or "
-                "leave validate_steps out"
+                f"validate_steps needs {place}/base, which is not there; add validation to evaluate.splits and run ingest, "
+                "or leave validate_steps out"
             )
         self.known = words is not None and manifest.exists(StageFolder(place, "truth"))
         self.words = words
@@ -60,7 +60,7 @@ class Validation:
         self.images = images
 
     def __call__(self, vlm: RegionVLM) -> dict[str, float]:
-        """On every rank the same values. The VLM is left in the mode it was in, and torch's random numbers where they were."""
+        """The same values on every rank. The VLM's mode and torch's random numbers are left as they were."""
         devices = [vlm.log_scale.device] if vlm.log_scale.device.type == "cuda" else []
         training = [m for m in vlm.modules() if m.training]
         with torch.random.fork_rng(devices=devices), torch.no_grad():

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from jaxtyping import UInt8
 from torch import Tensor
-from transformers.utils import cached_file
+from transformers.utils.hub import cached_file
 
 from shards.errors import VillaError
 from villa_dist.embedding import Embeds
@@ -41,14 +41,14 @@ class FolderModel(Embeds):
         found = image if isinstance(image, Tensor) else torch.tensor(image)
         if found.dtype != torch.uint8 or found.ndim != 3 or found.shape[0 if channels_first else 2] != 3:
             raise VillaError(
-                f"an image of shape {tuple(found.shape)} and type {found.dtype}; give a PIL image, a uint8 array of H x W x 3 "
-                "or a uint8 tensor of 3 x H x W"
+                f"an image of shape {tuple(found.shape)} and type {found.dtype}; give a PIL image, a uint8 array of "
+                "H x W x 3 or a uint8 tensor of 3 x H x W"
             )
         return found if channels_first else found.permute(2, 0, 1)
 
-    def settings(self) -> tuple[SimpleNamespace, dict[str, Any]]:
+    def settings(self) -> tuple[Any, dict[str, Any]]:
         """(those of the image tower, what its towers were published with)."""
-        return SimpleNamespace(**self.config.villa["model"]["image"]), self.config.villa.get("published") or {}
+        return settings_of(self.config.villa["model"]["image"]), self.config.villa.get("published") or {}
 
 
 class PublishedFolderModel(FolderModel):
@@ -69,3 +69,8 @@ class PublishedFolderModel(FolderModel):
             with open(file, encoding="utf-8") as f:
                 self.tokenizer = TextTokenizer(f.read(), **self.config.villa["published"]["tokenizer"])
         return self.tokenizer
+
+
+def settings_of(section: dict[str, Any]) -> Any:
+    """A section of the config, its keys as attributes."""
+    return SimpleNamespace(**section)

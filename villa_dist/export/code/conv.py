@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -13,7 +12,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 from villa_dist.encoders.image import ConvTower
 from villa_dist.encoders.text import WordTower
-from villa_dist.export.code.base import FolderModel
+from villa_dist.export.code.base import FolderModel, settings_of
 from villa_dist.vlm.model import MAX_SCALE
 
 
@@ -38,7 +37,7 @@ class VillaModel(FolderModel, PreTrainedModel):
         image, _ = self.settings()
         self.image = ConvTower(image)
         self.projection = nn.Linear(self.image.feature_dim, self.dim)
-        self.text = WordTower(SimpleNamespace(**config.villa["model"]["text"]), self.dim)
+        self.text = WordTower(settings_of(config.villa["model"]["text"]), self.dim)
         self.log_scale = nn.Parameter(torch.zeros(1))
         self.post_init()
 

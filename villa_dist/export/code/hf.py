@@ -5,12 +5,12 @@
 
 from __future__ import annotations
 
-import torch
+from typing import Any
+
 import torch.nn.functional as F
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 from transformers import CLIPModel as LibraryModel
-from transformers import PretrainedConfig
 
 from villa_dist.encoders.hf_image import HFImageTower
 from villa_dist.encoders.text import longest, padded, token_batch
@@ -21,7 +21,9 @@ from villa_dist.vlm.model import MAX_SCALE
 class VillaModel(PublishedFolderModel, LibraryModel):
     """The library's model, and embed_image, embed_regions, embed_text and score; see `Embeds`."""
 
-    def __init__(self, config: PretrainedConfig) -> None:
+    image: HFImageTower
+
+    def __init__(self, config: Any) -> None:
         super().__init__(config)
         image, published = self.settings()
         self.family: str = published["family"]
