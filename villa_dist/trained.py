@@ -47,7 +47,7 @@ def find(place: str) -> Trained:
     if "://" in place or models.done(place):
         return _finished(place)
     if not folder.exists() and HUB_ID.fullmatch(place):
-        folder = local_folder(place, None)
+        folder = _from_hub(place)
     if not folder.is_dir():
         raise VillaError(f"{place} is {'a file' if folder.is_file() else 'not there'}; {ACCEPTED}")
     if (folder / "config.json").is_file():
@@ -63,6 +63,13 @@ def find(place: str) -> Trained:
     if (folder / "models").is_dir():
         return _finished(f"{place.rstrip('/')}/models/villa")
     raise VillaError(f"{place} holds no model; {ACCEPTED}")
+
+
+def _from_hub(name: str) -> Path:
+    try:
+        return local_folder(name, None)
+    except VillaError as error:
+        raise VillaError(f"{name} is not there, and the hub gives nothing under that name; {ACCEPTED}") from error
 
 
 def _finished(place: str) -> Trained:

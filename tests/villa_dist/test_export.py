@@ -231,12 +231,19 @@ def test_a_write_that_fails_leaves_what_was_there(
     assert [p.name for p in tmp_path.iterdir()] == ["out"]
 
 
-def test_what_is_no_model_is_named(exported: Exported, tmp_path: Path) -> None:
+def test_what_is_no_model_is_named(exported: Exported, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refused(place: Path | str) -> str:
         with pytest.raises(VillaError) as caught:
             trained.find(str(place))
         return str(caught.value)
 
+    def no_hub(name: str, revision: str | None) -> Path:
+        raise VillaError(f"model.weights: {name} could not be fetched")
+
+    monkeypatch.setattr(trained, "local_folder", no_hub)
+    assert "runs/nothing is not there" in refused("runs/nothing") and "a run" in refused("runs/nothing")
+    monkeypatch.setattr(trained, "local_folder", lambda name, revision: exported.place / "siglip")
+    assert trained.find("org/name").vlm.config.image.kind == "hf"
     (tmp_path / "empty").mkdir()
     (tmp_path / "file").write_text("x")
     assert "is not there" in refused(tmp_path / "none") and "a run" in refused(tmp_path / "none")
