@@ -254,10 +254,13 @@ class OptimConfig(Section):
     checkpoint_steps: Positive = 100
     checkpoint_minutes: PositiveFloat | None = None  # and whenever so long has passed since the last one
     keep_checkpoints: Positive = 2  # the newest whole ones
-    keep_best: str | None = None  # and the best one by `loss`, or by a metric that is measured at checkpoints
+    keep_best: str | None = None  # and the best one by `loss`, or by one of the last validation, `validation_…`
     checkpoint_copy: str | None = None  # s3://bucket/prefix, to which checkpoints are copied while training goes on
     stall_minutes: PositiveFloat | None = 10.0  # without a finished step, after which the workers are started again
     restarts: Count = 2  # of the workers after a death, between one checkpoint and the next
+    track: Literal["tensorboard", "wandb", "none"] = "tensorboard"  # beside metrics.jsonl
+    validate_steps: Positive | None = None  # retrieval on the validation split every so many steps
+    validate_images: Positive = 512  # of that split
     zero_stage: Annotated[int, Field(ge=0, le=3)] = 1
     workers: Positive = 2
     threads: Positive = 1
@@ -282,6 +285,10 @@ class OptimConfig(Section):
     def _some_length(self) -> OptimConfig:
         if self.steps is None and self.epochs is None:
             raise ValueError("give steps or epochs")
+        if self.keep_best not in (None, "loss") and self.validate_steps is None:
+            raise ValueError(
+                f"keep_best={self.keep_best} is not measured without validate_steps; set it, or keep_best: loss"
+            )
         return self
 
     def steps_over(self, samples: int) -> int:
@@ -303,6 +310,12 @@ class FitConfig(OptimConfig):
 
     learning_rate: PositiveFloat = 2e-3
     clip: PositiveFloat = 5.0
+
+    @model_validator(mode="after")
+    def _a_mapping_retrieves_nothing(self) -> FitConfig:
+        if self.validate_steps is not None:
+            raise ValueError("validate_steps belongs to pretrain and train, whose models retrieve; leave it out")
+        return self
 
 
 class TrainConfig(OptimConfig):
@@ -435,6 +448,8 @@ class Config(Section):
                 raise ValueError(
                     f"{name}.batch_images={job.batch_images} is not divisible by {name}.workers={job.workers}"
                 )
+            if job.validate_steps is not None:
+                self._can_validate(name, job)
             by_size = self.model.image.kind == "clip_rn50" and self.model.image.shape == "aspect"
             if job.zero_stage == 3 and job.workers > 1 and by_size:
                 raise ValueError(
@@ -442,6 +457,14 @@ class Config(Section):
                     "encoded one shape at a time, and ranks with different shapes would wait for each other for ever"
                 )
         return self
+
+    def _can_validate(self, name: str, job: OptimConfig) -> None:
+        asked = f"{name}.validate_steps={job.validate_steps}"
+        if "validation" not in self.evaluate.splits or (self.data.source == "shards" and not self.data.validation):
+            given = " and give data.validation" * (self.data.source == "shards")
+            raise ValueError(f"{asked} needs a validation split; add validation to evaluate.splits{given}")
+        if job.zero_stage == 3:
+            raise ValueError(f"{asked} does not work with zero_stage=3, where no rank holds a whole model; use 2")
 
 
 class StudyConfig(Section):

@@ -110,15 +110,18 @@ def test_the_mean_loss_since_the_last_checkpoint_is_kept_with_it(tmp_path: Path)
         for step, losses in ((2, [1.0, 2.0]), (4, [4.0, 6.0]), (6, [3.0])):
             for loss in losses:
                 own.stepped(torch.tensor(loss))
-            own.save(step, {"recall": 0.5})
+            own.measured({"validation_recall": 0.5})
+            own.save(step)
     assert left(own.folder) == [2, 6]
-    assert checkpoint.read_marker(own.folder / tag(2))[0].measured == {"loss": 1.5, "recall": 0.5}
+    assert checkpoint.read_marker(own.folder / tag(2))[0].measured == {"loss": 1.5, "validation_recall": 0.5}
     with (
-        saver(tmp_path, keep_best="recal") as own,
-        pytest.raises(VillaError, match=r"'recal'.*known here: loss, recall"),
+        saver(tmp_path, keep_best="validation_recal", validate_steps=4) as own,
+        pytest.raises(VillaError, match=r"'validation_recal'.*known here: loss, validation_recall"),
     ):
         own.stepped(torch.tensor(1.0))
-        own.save(8, {"recall": 0.5})
+        own.save(8)  # nothing is measured yet
+        own.measured({"validation_recall": 0.5})
+        own.save(9)
 
 
 def test_a_save_replaces_what_a_cut_save_of_more_ranks_left(tmp_path: Path) -> None:

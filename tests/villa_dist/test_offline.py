@@ -44,13 +44,13 @@ def run(made: Path, tmp_path: Path) -> Path:
 def decoded(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Sizes of all images decoded, by whatever part of the code."""
     seen: list[int] = []
-    original = shards.decode._to_rgb
+    original = shards.decode.to_rgb
 
     def counted(image: Any) -> np.ndarray:
         seen.append(image.size[0])
         return original(image)
 
-    monkeypatch.setattr(shards.decode, "_to_rgb", counted)
+    monkeypatch.setattr(shards.decode, "to_rgb", counted)
     return seen
 
 

@@ -141,10 +141,12 @@ def _clip_rn50(config: ImageTowerConfig, published: Published | None, attention:
 
 
 def _hf(config: ImageTowerConfig, published: Published | None, attention: str) -> nn.Module:
-    from villa_dist.encoders.hf_image import HFImageTower  # transformers takes seconds to import
+    from villa_dist.encoders.hf_image import HFImageTower
+    from villa_dist.encoders.hf_library import build  # transformers takes seconds to import
 
     assert published is not None
-    return HFImageTower(config, published, attention)
+    model = build(published.family, "vision", published.architecture, attention)
+    return HFImageTower(config, published.family, published.preprocess, published.dim, model)
 
 
 # all are nn.Modules that keep to ImageTower; those of a checkpoint are built with random weights

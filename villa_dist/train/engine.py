@@ -211,3 +211,17 @@ def frozen_state(folder: Path, tag: str) -> dict[str, torch.Tensor]:
     """What a universal checkpoint holds of the module besides its trained parameters; to be loaded before `Engine`."""
     state: dict[str, torch.Tensor] = torch.load(folder / tag / FROZEN, map_location="cpu", weights_only=True)
     return state
+
+
+def consolidated(folder: Path, tag: str) -> dict[str, torch.Tensor]:
+    """All weights and buffers of `<folder>/<tag>` in fp32 on the CPU, whatever the ZeRO stage and the number of ranks.
+
+    It unpickles: the caller checks digests first.
+    """
+    if not any((folder / tag).glob("*optim_states.pt")):  # stage 0: every rank held everything
+        content = torch.load(folder / tag / "mp_rank_00_model_states.pt", map_location="cpu", weights_only=False)
+        return dict(content["module"])
+    _deepspeed()
+    from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
+
+    return dict(get_fp32_state_dict_from_zero_checkpoint(str(folder), tag=tag))

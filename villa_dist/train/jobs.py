@@ -32,6 +32,7 @@ from villa_dist.train import lessons, near
 from villa_dist.train.calibration import calibrated
 from villa_dist.train.loop import JobParts, run_job
 from villa_dist.train.objective import MappingObjective, RegionObjective, WholeObjective, join_prompts
+from villa_dist.train.validate import Validation
 from villa_dist.vlm.model import RegionVLM
 
 EMBED_ATTRIBUTES = 512  # at once
@@ -89,7 +90,10 @@ def run_request(request: TrainRequest) -> None:
 def one_to_one(config: Config) -> JobParts:
     samples = _samples(config, None)
     vlm = RegionVLM(config.model)
-    return JobParts(WholeObjective(vlm), samples, _vlm_of, models.vlm_description(vlm), models.vlm_files(vlm))
+    check = validation(config, config.pretrain)
+    return JobParts(
+        WholeObjective(vlm), samples, _vlm_of, models.vlm_description(vlm), models.vlm_files(vlm), validate=check
+    )
 
 
 def region_vlm(config: Config, pairs: str) -> JobParts:
@@ -97,7 +101,17 @@ def region_vlm(config: Config, pairs: str) -> JobParts:
     vlm = RegionVLM(config.model)
     samples = _samples(config, pairs, texts=config.train.whole_weight > 0)
     objective = RegionObjective(vlm, words.prompts, config.train, near_reference(config.train, vlm, words))
-    return JobParts(objective, samples, _vlm_of, models.vlm_description(vlm), models.vlm_files(vlm))
+    check = validation(config, config.train)
+    return JobParts(objective, samples, _vlm_of, models.vlm_description(vlm), models.vlm_files(vlm), validate=check)
+
+
+def validation(config: Config, optim: OptimConfig) -> Validation | None:
+    """Retrieval to measure while a VLM trains, where it is asked for."""
+    if optim.validate_steps is None:
+        return None
+    store = Store(config.run)
+    words = vocabulary.read(store) if store.exists(vocabulary.NAME) else None
+    return Validation(config.run, words, optim.validate_images, config.data.max_pixels)
 
 
 def near_reference(

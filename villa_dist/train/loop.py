@@ -3,6 +3,7 @@
 <run>/models/<job>/config.json            what the job is bound to
 <run>/models/<job>/checkpoints/step-…/    DeepSpeed checkpoints with our marker
 <run>/models/<job>/metrics.jsonl          one line a logged step
+<run>/models/<job>/tensorboard/           the same for TensorBoard
 <run>/models/<job>/ranks/                 what each rank is at, while it trains
 <run>/models/<job>/nonfinite/             the samples of a step whose loss was not finite
 <run>/models/<job>/model.safetensors      the weights, once done
@@ -11,7 +12,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
@@ -27,18 +27,17 @@ from villa_dist.config import OptimConfig
 from villa_dist.data.loader import Batches, Recipe
 from villa_dist.data.samples import Samples
 from villa_dist.distributed import rank, world_size
-from villa_dist.names import CHECKPOINTS, METRICS
+from villa_dist.names import CHECKPOINTS
 from villa_dist.train import nonfinite, resume, signals
 from villa_dist.train.agree import agree, check_shared
 from villa_dist.train.checkpoint import TrainState
 from villa_dist.train.engine import Engine, init_process_group
-from villa_dist.train.journal import MetricsFile, messages_to
+from villa_dist.train.journal import messages_to
 from villa_dist.train.ledger import opened
+from villa_dist.train.metrics import Meter
 from villa_dist.train.pulse import Pulse, watched_by
 from villa_dist.train.saving import Saver
 from villa_dist.train.schedule import warmup_cosine
-
-LOG_STEPS = 10
 
 Complete = Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]]
 
@@ -54,6 +53,7 @@ class JobParts:
     files: Mapping[str, bytes] = field(default_factory=dict)  # also saved beside them
     recipe: Recipe = field(default_factory=Recipe)  # beside what the optimizer's settings say
     complete: Complete | None = None  # adds to the weights before they are written
+    validate: Callable[[Any], dict[str, float]] | None = None  # measures what `export` picks, on all ranks at once
 
 
 def run_job(build: Callable[[], JobParts], config: OptimConfig, folder: str, seed: int, fingerprint: str) -> None:
@@ -83,7 +83,8 @@ def train_steps(
     engine: Engine, parts: JobParts, config: OptimConfig, folder: Path, seed: int, fingerprint: str, start: int
 ) -> None:
     data, steps = parts.samples.manifest.digest, config.steps_over(parts.samples.manifest.total)
-    metrics = MetricsFile(folder / METRICS, start) if rank() == 0 else None
+    vlm = parts.export(engine.module)
+    meter = Meter(engine, vlm, config, folder, stage=parts.samples.stage, start=start, steps=steps)
     batches = Batches(
         parts.samples,
         seed=seed,
@@ -98,7 +99,6 @@ def train_steps(
     ledger = opened(folder.name, start)
     begun = TrainState(start, seed, config.batch_images, data, fingerprint, world_size())
     engine.module.train()
-    clock, cpu, regions = time.perf_counter(), time.process_time(), 0
     with (
         Pulse(folder, rank(), start, watch=watched_by(rank(), config.stall_minutes)) as pulse,
         Saver(engine, folder / CHECKPOINTS, config, begun, ledger) as saver,
@@ -106,35 +106,29 @@ def train_steps(
         for step, batch in pulse.each(batches):
             seed_step(seed, step)
             rate = warmup_cosine(step, steps, config.warmup_steps, config.learning_rate)
-            loss = engine(batch.to(engine.device))
-            engine.step(loss, rate)
+            with meter.counting(step):
+                loss = engine(batch.to(engine.device))
+            with meter.counting(step):
+                engine.step(loss, rate)
             verdict = agree(loss, engine.grad_norm, stop=signals.asked(), save=saver.overdue)
             if verdict.nonfinite:
                 error = nonfinite.stopped(batches, step, loss.item(), engine.grad_norm, folder, config)
                 saver.close()
                 raise error
-            regions += len(batch.boxes)
             saver.stepped(loss)
             if ledger:
                 ledger.trained(batches, step)
-            if metrics and ((step + 1) % LOG_STEPS == 0 or step + 1 == steps):
-                seconds = time.perf_counter() - clock
-                images = (step + 1 - start) * config.batch_images
-                metrics.write(
-                    step=step + 1,
-                    loss=round(loss.item(), 6),
-                    learning_rate=rate,
-                    images_per_second=round(images / seconds, 2),
-                    regions_per_second=round(regions * world_size() / seconds, 2),
-                    data_wait=round(batches.waited / seconds, 4),
-                    cpu_seconds=round(time.process_time() - cpu, 2),
-                )
+            if parts.validate and config.validate_steps and (step + 1) % config.validate_steps == 0:
+                with pulse.during("validate"), meter.aside():
+                    meter.validated(saver.measured(parts.validate(vlm)))
+            meter.after(step, loss, rate, batch, batches.waited)
             if saver.due(step + 1, steps) or verdict.save or verdict.stop:
                 with pulse.during("save"):
                     saver.save(step + 1)
             if verdict.stop and step + 1 < steps:
                 saver.close()
                 raise signals.preempted(folder.name, step + 1)
+        meter.close()
         with pulse.during("end"):
             weights = engine.full_state_dict()
             if rank() == 0:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import TracebackType
 
@@ -30,6 +30,7 @@ class Saver:
     begun: TrainState
     ledger: Ledger | None = None
     _copies: Copies | None = None
+    _found: dict[str, float] = field(default_factory=dict)  # by the last validation
     _loss: torch.Tensor | None = None  # the sum since the last checkpoint
     _steps: int = 0
     _last: float = 0.0
@@ -58,6 +59,11 @@ class Saver:
         self._loss = loss.detach().clone() if self._loss is None else self._loss + loss.detach()
         self._steps += 1
 
+    def measured(self, found: Mapping[str, float]) -> Mapping[str, float]:
+        """Hear of what a validation found: what the checkpoints from here on may be kept by, beside the loss."""
+        self._found = dict(found)
+        return found
+
     @property
     def overdue(self) -> bool:
         """Whether `checkpoint_minutes` have passed on this rank's clock; the ranks go by rank 0's (`agree`)."""
@@ -68,16 +74,15 @@ class Saver:
         """Whether one is due after so many steps whatever the time."""
         return step % self.config.checkpoint_steps == 0 or step == steps
 
-    def save(self, step: int, measured: Mapping[str, float] | None = None) -> None:
-        """Write a checkpoint after `step` steps; every rank calls it. measured: what it may be kept by (`keep_best`),
-        beside the mean loss since the last one.
+    def save(self, step: int) -> None:
+        """Write a checkpoint after `step` steps; every rank calls it.
 
-        Raises: VillaError when there is no such metric; StorageFullError, and the checkpoint before it stays.
+        Raises: VillaError when what `keep_best` names is not measured; StorageFullError, and the checkpoint before it stays.
         """
         best = self.config.keep_best
         mean = {} if self._loss is None else {"loss": float(self._loss) / self._steps}
-        measured, self._loss, self._steps = {**mean, **(measured or {})}, None, 0
-        if best is not None and best not in measured:
+        measured, self._loss, self._steps = {**mean, **self._found}, None, 0
+        if best is not None and best not in measured and (self._found or not best.startswith("validation_")):
             raise VillaError(
                 f"keep_best is {best!r}, which is not measured in training; known here: {', '.join(sorted(measured))}"
             )
