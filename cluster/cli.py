@@ -82,29 +82,35 @@ def _interrupt(signum: int, frame: object) -> None:
 @contextmanager
 def pipeline(config: Config, force: bool) -> Iterator[Any]:
     """A pipeline on the runner that the config names, with the run's folder held."""
+    from cluster.lease import held
     from shards.lock import lock
     from villa_dist.pipeline import Pipeline
 
-    held = lock(config.run, "set `run` to another folder")
+    instead = "set `run` to another folder"
+    locked = lock(config.run, instead)  # of this machine: it goes with the process
     try:
-        if config.runner == "local":
-            from villa_dist.runner import LocalRunner
+        with held(config.run, instead):
+            if config.runner == "local":
+                from villa_dist.runner import LocalRunner
 
-            yield Pipeline(config, LocalRunner(), force=force)
-            return
-        from cluster.session import RaySession
+                yield Pipeline(config, LocalRunner(), force=force)
+                return
+            from cluster.session import RaySession
 
-        with RaySession(config.ray):
-            from cluster.runner import RayRunner
+            with RaySession(config.ray):
+                from cluster.runner import RayRunner
 
-            runner = RayRunner(config.ray)
-            yield Pipeline(config, runner, force=force)
-            runner.close()
+                runner = RayRunner(config.ray)
+                yield Pipeline(config, runner, force=force)
+                runner.close()
     finally:
-        del held
+        del locked
 
 
 def _run(config: Config, stages: tuple[str, ...], force: bool, command: str) -> dict[str, Any]:
+    from villa_dist.pipeline import check_stages
+
+    check_stages(config, stages)
     with pipeline(config, force) as line:
         return {"command": command, **line.run(stages)}
 
