@@ -14,7 +14,7 @@ from typing import Annotated, Any
 import typer
 
 from cluster import shards_cli
-from cluster.commands import mine, plan
+from cluster.commands import mine, plan, submit
 from cluster.result import emit, keep_stdout
 from shards.errors import VillaError
 from shards.store import Store
@@ -188,6 +188,7 @@ def status(run_folder: Annotated[str, typer.Argument(help="the folder of a run",
 
 app.command("plan")(plan.command)
 app.command("mine")(mine.command)
+app.command("submit")(submit.command)
 
 
 @app.command()

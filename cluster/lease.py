@@ -63,7 +63,8 @@ def terms() -> Terms:
             raise ValueError
     except ValueError:
         raise VillaError(
-            f"{SECONDS_VARIABLE}={text!r} is not a number of seconds of at least {LEAST_SECONDS:g}; set it to one, such "
+            f"{SECONDS_VARIABLE}={text!r} is not a number of seconds of at least {LEAST_SECONDS:g}; set it to one, "
+            "such "
             f"as {SECONDS:.0f}"
         ) from None
     return Terms(seconds)
@@ -203,7 +204,8 @@ def acquire(run: str, instead: str, given: Terms | None = None) -> HeldLease:
         renewed = seen and number != seen
         if renewed or gone(state.holder) is False:
             raise VillaError(
-                f"another villa process ({state.told}) is working on {generations.store.shown()}; wait for it, stop it, or "
+                f"another villa process ({state.told}) is working on {generations.store.shown()}; wait for it, stop "
+                "it, or "
                 f"{instead}"
             )
         if not seen:
@@ -211,8 +213,10 @@ def acquire(run: str, instead: str, given: Terms | None = None) -> HeldLease:
         elif time.monotonic() - since > lease_terms.seconds + lease_terms.margin:
             raise VillaError(
                 f"{generations.store.shown()} is held by {state.told}, which has not renewed its lease for "
-                f"{lease_terms.seconds:.0f} s, and by its clock holds it for another {state.expires - time.time():.0f} s: "
-                f"set the clocks of both machines, or, when that process has ended, remove {generations.store.shown(FOLDER)}"
+                f"{lease_terms.seconds:.0f} s, and by its clock holds it for another "
+                f"{state.expires - time.time():.0f} s: "
+                "set the clocks of both machines, or, when that process has ended, remove "
+                f"{generations.store.shown(FOLDER)}"
             )
         if not told:
             told = True
@@ -314,7 +318,8 @@ class HeldLease:
         while not self._ended.wait(self._tick):
             if time.monotonic() - self._renewed > self._terms.seconds:
                 self._lose(
-                    f"the lease of {self._shown} could not be renewed for {self._terms.seconds:.0f} s, so another villa "
+                    f"the lease of {self._shown} could not be renewed for {self._terms.seconds:.0f} s, so another "
+                    "villa "
                     "process may have taken it over"
                 )
 
