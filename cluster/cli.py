@@ -17,6 +17,7 @@ from cluster import shards_cli
 from cluster.commands import mine, plan, submit
 from cluster.result import emit, keep_stdout
 from shards.errors import VillaError
+from shards.retry import scrub
 from shards.store import Store
 from villa_dist import __version__
 from villa_dist.config import Config
@@ -64,12 +65,12 @@ def _run_app() -> int:
         print("interrupted: what is committed stays; the same command resumes", file=sys.stderr)
         return INTERRUPTED
     except VillaError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {scrub(str(error))}", file=sys.stderr)
         return error.exit_code
     except Exception as error:  # noqa: BLE001
         show = getattr(error, "show", None)  # a usage error of click's
         if show is None:
-            traceback.print_exc()
+            print(scrub(traceback.format_exc()), end="", file=sys.stderr)
             return 1
         show()
         return int(getattr(error, "exit_code", 2))

@@ -108,7 +108,7 @@ def _component(dist: Distribution, kind: str) -> dict[str, Any]:
 
 
 def _licence(dist: Distribution) -> dict[str, Any] | None:
-    metadata = dist.metadata
+    metadata: Any = dist.metadata
     if expression := metadata.get("License-Expression"):
         return {"expression": expression}
     classified = [c.rpartition(" :: ")[2] for c in metadata.get_all("Classifier") or [] if c.startswith("License :: ")]
