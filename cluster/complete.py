@@ -12,8 +12,6 @@ from shards import manifest
 from shards.commit import StageFolder
 from shards.errors import VillaError
 from shards.store import Store
-from villa_dist import claims, models
-from villa_dist.attributes import vocabulary
 from villa_dist.config import Config
 from villa_dist.config_file import parse_yaml
 
@@ -26,6 +24,9 @@ def missing(config: Config) -> list[str]:
 
     A stage counts by its manifest or done.json, made by this config; a damaged one counts as missing.
     """
+    from villa_dist import claims, models  # torch: not needed to submit
+    from villa_dist.attributes import vocabulary
+
     store, lacking = Store(config.run), []
     try:
         for split in claims.splits(config):
@@ -50,7 +51,7 @@ def missing(config: Config) -> list[str]:
 
 
 def _stage(config: Config, split: str, folder: str, stage: str) -> list[str]:
-    found = StageFolder(claims.dataset(config, split), folder)
+    found = StageFolder(f"{config.run}/{split}", folder)
     try:
         manifest.read(found)
     except VillaError:
@@ -60,6 +61,8 @@ def _stage(config: Config, split: str, folder: str, stage: str) -> list[str]:
 
 def _measured(config: Config, store: Store) -> None:
     """Raises: VillaError when the results are of other weights."""
+    from villa_dist import models
+
     if json.loads(store.read("results.json")).get("weights") != models.digests(config.run):
         raise VillaError(f"{store.shown('results.json')} is of other weights than the run holds; run `villa evaluate`")
 

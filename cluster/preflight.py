@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from shards.errors import VillaError
+from shards.store import Store
 from villa_dist.config import HUB_ID, Config
 
 LIMIT = 100 << 20  # of an upload to Ray's head, as a zip
@@ -88,6 +89,12 @@ def check_paths(given: Config) -> None:
         "model.weights": given.model.weights,
         "regions.hf.model": given.regions.hf.model,
     }
+    if not Store(given.run).local:
+        raise VillaError(
+            f"run={given.run}: training keeps checkpoints, which need a file system that all nodes share; set run to "
+            "a folder "
+            "on one (data.train and the others may stay on s3://)"
+        )
     hub = ("model.weights", "regions.hf.model")
     for key, path in named.items():
         if not path or "://" in path or os.path.isabs(path) or (key in hub and HUB_ID.fullmatch(path)):

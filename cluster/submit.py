@@ -34,7 +34,10 @@ LOOK = (
 POLL_SECONDS = 0.5
 PROBE_SECONDS = 300.0
 STOP_SECONDS = 60.0
-CHATTY = ("ray._private.runtime_env.packaging", "ray._private.runtime_env.working_dir")
+CHATTY = (
+    *("ray._private.runtime_env.packaging", "ray._private.runtime_env.working_dir"),
+    *("ray.dashboard.modules.dashboard_sdk", "ray.dashboard.modules.job.sdk"),
+)
 OVERRIDING = ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS")  # Ray's client takes these before what it is given
 
 
@@ -57,12 +60,12 @@ def connect(address: str, *, insecure: bool) -> Any:
     """A JobSubmissionClient. Raises: VillaError when nothing answers, or the token is missing, wrong or not asked for."""
     auth.require_token(address, insecure=insecure, how="--insecure-no-token")
 
-    for name in CHATTY:
-        logging.getLogger(name).setLevel(logging.ERROR)
     import requests
     from ray.exceptions import AuthenticationError
     from ray.job_submission import JobSubmissionClient
 
+    for name in CHATTY:
+        logging.getLogger(name).setLevel(logging.ERROR)
     if "://" not in address:
         address = f"http://{address}"
     try:
@@ -144,7 +147,6 @@ def follow(client: Any, name: str, tell: Callable[[str], None], *, until_started
     """
     seen = Seen(tell)
     while True:
-        status = _status(client, name)
         try:
             asyncio.run(_read(client, name, seen, until_started))
         except (RuntimeError, OSError) as error:  # the connection, not the job
@@ -152,8 +154,9 @@ def follow(client: Any, name: str, tell: Callable[[str], None], *, until_started
         except Exception as error:  # noqa: BLE001  of aiohttp, when the head restarts
             LOG.info("submit: the log of %s is cut off (%s); looking again", name, type(error).__name__)
         seen.check()
+        status = _status(client, name)
         if until_started and seen.probed:
-            return _status(client, name)
+            return status
         if status in ENDED:
             seen.take_rest(client.get_job_logs(name))
             seen.check()

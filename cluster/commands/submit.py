@@ -54,12 +54,9 @@ def command(
 
 def _submit(config: str, address: str, sets: list[str], stay: bool, exclude: list[str], insecure: bool) -> None:
     from cluster import preflight, submit
-    from villa_dist.claims import STAGES
-    from villa_dist.pipeline import check_stages
 
     preflight.check_paths(as_given(config, sets))
     loaded, folder = load(config, sets), Path.cwd()
-    check_stages(loaded, STAGES)
     inside = preflight.config_in(config, folder)
     if loaded.ray.address:
         sets = [*sets, "ray.address=null"]  # the cluster it is submitted to

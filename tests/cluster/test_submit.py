@@ -33,10 +33,12 @@ def test_relative_paths_are_refused(key: str) -> None:
 
 
 def test_shared_paths_and_hub_ids_are_taken() -> None:
-    sets = ["run=s3://bucket/run", "data={source: shards, train: /data/train}", "model.image.kind=hf"]
+    sets = ["run=/shared/run", "data={source: shards, train: s3://bucket/train}", "model.image.kind=hf"]
     preflight.check_paths(as_given(None, [*sets, "model.weights=openai/clip-vit-base-patch16"]))
     with pytest.raises(VillaError, match=r"model\.weights=\./clip is relative"):
         preflight.check_paths(as_given(None, [*sets, "model.weights=./clip"]))
+    with pytest.raises(VillaError, match="run=s3://bucket/run: training keeps checkpoints"):
+        preflight.check_paths(as_given(None, ["run=s3://bucket/run"]))
 
 
 def test_what_is_sent_leaves_out_what_ray_leaves_out(tmp_path: Path) -> None:
