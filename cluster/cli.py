@@ -221,11 +221,15 @@ def study(config: ConfigArgument, set_: SetOption = None) -> None:
 
 
 @app.command()
-def doctor() -> None:
+def doctor(
+    storage: Annotated[
+        str | None, typer.Option("--storage", metavar="RUN", help="can a run be kept there? local or s3://")
+    ] = None,
+) -> None:
     """What this machine can run, and what is missing."""
     from cluster.doctor import examine
 
-    found = examine()
+    found = examine(storage)
     for line in found["lines"]:
         print(line, file=sys.stderr)
     emit({"command": "doctor", "ok": found["ok"], "found": found["found"]})

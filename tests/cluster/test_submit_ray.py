@@ -1,4 +1,4 @@
-"""A real job server of one node, with a token: refused tokens, a job that is stopped and goes on, and no token in any file."""
+"""A real job server of one node: refused tokens, a job that is stopped and goes on, and the token in no file."""
 
 from __future__ import annotations
 
