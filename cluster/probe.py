@@ -1,7 +1,7 @@
-"""What the head and the nodes of a cluster have, asked on the cluster itself by `python -m cluster.probe`.
+"""What the head and the nodes of a cluster have, asked on the cluster itself: `python -m cluster.probe run CONFIG …`.
 
-The first part of a submitted job, which the variable ASKED tells what to look for. It ends with a line that starts with
-MARK, and exit 0 when the job may go on.
+The first part of a submitted job, which the variable ASKED tells what to look for. It writes a line that starts with MARK.
+Where nothing is wrong, `villa run CONFIG …` follows in this process: connected, with the nodes' workers started.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import secrets
 import sys
 from typing import Any
 
+from cluster import session
 from shards.errors import VillaError
 from shards.store import Store
 
@@ -54,6 +55,10 @@ def node_trouble(url: str, name: str, python: str, villa: str) -> str:
         found = Store(url).find(name)
     except (VillaError, OSError) as error:
         return str(error)
+    try:
+        import villa_dist.stages.registry  # noqa: F401  what workers load first, so that they find it loaded
+    except ImportError as error:
+        return f"a requirement is missing ({error}); install constraints/cpu.txt there, or use the image"
     if found is None:
         return f"{Store(url).shown()} is not the folder that the head sees; use storage that all nodes share"
     return storage_trouble(url)
@@ -92,7 +97,9 @@ def _of_nodes(asked: dict[str, Any], here: dict[str, Any], problems: list[str], 
     from ray.exceptions import RayError
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-    ray.init(address=os.environ.get("RAY_ADDRESS", "auto"), log_to_driver=False, logging_level="ERROR")
+    address = os.environ.get("RAY_ADDRESS", "auto")
+    ray.init(address=address, log_to_driver=False, logging_level="ERROR")
+    session.JOINED.append(address)
     resources = ray.cluster_resources()
     cpus, gpus = resources.get("CPU", 0.0), resources.get("GPU", 0.0)
     training, data = asked["training"], asked["data"]
@@ -114,6 +121,8 @@ def _of_nodes(asked: dict[str, Any], here: dict[str, Any], problems: list[str], 
             ): n["NodeManagerAddress"]
             for n in nodes[:NODES]
         }
+        import villa_dist.pipeline  # noqa: F401  while the nodes start their workers
+
         ready, late = ray.wait(list(calls), num_returns=len(calls), timeout=NODE_SECONDS)
         for call in ready:
             try:
@@ -123,17 +132,22 @@ def _of_nodes(asked: dict[str, Any], here: dict[str, Any], problems: list[str], 
             if trouble:
                 problems.append(f"node {calls[call]}: {trouble}")
         remarks += [f"node {calls[call]} has not answered within {NODE_SECONDS:.0f} s" for call in late]
-    ray.shutdown()
     return {"nodes": len(nodes), "cpus": cpus, "gpus": gpus}
 
 
 def main() -> None:
+    for name, value in {**session.KEEPALIVE, **session.QUIET}.items():
+        os.environ.setdefault(name, value)
     try:
         found = examine(json.loads(os.environ[ASKED]))
     except (VillaError, RuntimeError, ConnectionError, OSError) as error:
         found = {"problems": [str(error)], "remarks": []}
     print(MARK + json.dumps(found), flush=True)
-    os._exit(3 if found["problems"] else 0)
+    if found["problems"]:
+        os._exit(3)
+    from cluster import cli
+
+    cli.main()
 
 
 if __name__ == "__main__":

@@ -35,6 +35,7 @@ QUIET = {
 PREFIX, OWNER = "villa-ray-", "owner"
 CONNECT_SECONDS = 10.0
 TOLD = 160  # characters of what Ray says by itself
+JOINED: list[str] = []  # the cluster this process has connected to before (`cluster.probe`)
 DRIVER_SLACK = 1  # logical CPUs beyond the machine's, for Ray Train's controller and for tasks beside the actors
 
 
@@ -49,6 +50,11 @@ class RaySession:
         for name, value in {**KEEPALIVE, **QUIET}.items():
             os.environ.setdefault(name, value)
         address = self.config.address or os.environ.get("RAY_ADDRESS")
+        if JOINED and address == JOINED[0]:
+            import ray
+
+            _quieten()
+            return ray
         if not address:
             self._make_folder()
         elif trouble := unreachable(address):

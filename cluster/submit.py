@@ -1,6 +1,6 @@
 """`ray job submit --working-dir . -- villa run CONFIG`, with checks before it starts and the data's word at its end.
 
-A job is three commands, one after the other on the head: is the package there; `cluster.probe` (versions, storage, nodes);
+A job is two commands on the head: is the package there; `cluster.probe` (versions, storage, nodes), which goes on as
 `villa run`. Nothing secret is sent: credentials and the token are those of the cluster's own environment.
 """
 
@@ -133,11 +133,10 @@ def submit(client: Any, what: Submission) -> str:
 
 
 def entrypoint(what: Submission) -> str:
-    """The job's shell command. Each part is started when the one before it found nothing wrong."""
-    run = ["-m", "cluster", "run", what.config, *(part for each in what.sets for part in ("--set", each))]
-    parts = [["-c", LOOK], ["-m", "cluster.probe"], run]
-    first, second, third = (f'"$PY" {shlex.join(part)}' for part in parts)
-    return f"PY=$(command -v python || command -v python3); {first} && {second} && exec {third}"
+    """The job's shell command. The second part is started when the first found nothing wrong."""
+    run = ["-m", "cluster.probe", "run", what.config, *(part for each in what.sets for part in ("--set", each))]
+    first, second = (f'"$PY" {shlex.join(part)}' for part in (["-c", LOOK], run))
+    return f"PY=$(command -v python || command -v python3); {first} && exec {second}"
 
 
 def follow(client: Any, name: str, tell: Callable[[str], None], *, until_started: bool = False) -> str:
