@@ -1,12 +1,13 @@
 """Claim: `segments` finds more of the objects in photos than selective search, with fewer boxes and in less time.
 
-    python -m benchmarks.proposals FOLDER [--fit] [--limit N]
+    python -m benchmarks.proposals FOLDER [--fit] [--limit N] [--found RESULTS.json]
 
 FOLDER holds COCO photos and boxes (`images/`, `annotations_exact.json`), or photos and `ground-truth/*.txt` of lines
 "name x1 y1 x2 y2". Prints, for each backend, recall at IoU of one half with the best 10, 30, 100 and 300 boxes, and the
 median CPU milliseconds an image. `segments` is measured with the weights it has and, in COCO's case, with weights fitted on
 the other half of the photos, which is the honest figure there; a class of OpenCV's selective search is measured where it is
-installed. --fit prints WEIGHTS and BIAS fitted on all photos of FOLDER.
+installed. --found: boxes of a trained detector on these photos, as COCO results. --fit prints WEIGHTS and BIAS fitted on all
+photos of FOLDER.
 """
 
 from __future__ import annotations
@@ -114,6 +115,18 @@ def selective_search() -> Callable[[Photo], np.ndarray] | None:
     return propose
 
 
+def found_by_detector(results: Path, folder: Path) -> Callable[[Photo], np.ndarray]:
+    """What a detector found, classes left out; its time is not measured."""
+    listed_images = json.loads((folder / "annotations_exact.json").read_text())["images"]
+    names = {i["id"]: Path(i["file_name"]).stem for i in listed_images}
+    boxes: dict[str, list[list[float]]] = {}
+    for one in sorted(json.loads(results.read_text()), key=lambda d: -d["score"]):
+        x, y, w, h = one["bbox"]
+        if one["image_id"] in names:
+            boxes.setdefault(names[one["image_id"]], []).append([x, y, x + w, y + h])
+    return lambda shown: np.array(boxes.get(shown.key, []))
+
+
 def fit(truth: list[Truth], config: SegmentsConfig) -> Weights:
     """Logistic regression: does a candidate meet an object with IoU of at least one half?"""
     from sklearn.linear_model import LogisticRegression
@@ -150,6 +163,9 @@ def main() -> None:
         rows.append(
             measure("segments, other half's weights", with_weights(config, lambda p: halves[place[p.key] % 2]), truth)
         )
+        if "--found" in sys.argv:
+            found = found_by_detector(Path(sys.argv[sys.argv.index("--found") + 1]), folder)
+            rows.append(measure("trained detector", found, truth))
     whole = RegionsConfig(proposals="grid", grid=[1, 1], grid_levels=5)
     rows.append(measure("grid 1 to 16", backend(whole), truth))
     search = selective_search()

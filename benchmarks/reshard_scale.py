@@ -149,19 +149,24 @@ def workers(root: Path) -> None:
 
 def ray(root: Path) -> None:
     """Peak memory of each of two Ray workers; 8 GB are the tars of 1 GB again and again, under other names."""
-    from cluster.shards_cli import units_on
-
     make(root / "src", 10**9, 5)
     for copies in (1, 8):
         for at in range(5, 5 * copies):
             os.link(root / f"src/{at % 5:06d}.tar", root / f"src/{at:06d}.tar")
-        start, options = time.perf_counter(), ReshardOptions(str(root / "out"), max_bytes=200_000_000)
-        with units_on(2) as two:
-            reshard(str(root / "src"), options, two, no_meter)
-            peaks = sorted((mib for _, mib in actors().values()), reverse=True)[:2]
-        told = {"GB": copies, "shards": 5 * copies, "seconds": round(time.perf_counter() - start, 1)}
-        print(json.dumps({**told, "workers' peak MiB": peaks, "driver's peak MiB": peak()}), flush=True)
+        subprocess.run([sys.executable, "-m", "benchmarks.reshard_scale", "two", json.dumps(str(root))], check=True)
         shutil.rmtree(root / "out")
+
+
+def two_workers(root: Path) -> None:
+    """In a process of its own, since Ray joins one cluster a process."""
+    from cluster.shards_cli import units_on
+
+    start, options = time.perf_counter(), ReshardOptions(str(root / "out"), max_bytes=200_000_000)
+    with units_on(2) as two:
+        told = reshard(str(root / "src"), options, two, no_meter)
+        peaks = sorted((mib for _, mib in actors().values()), reverse=True)[:2]
+    told = {"GB": told["bytes"] / 1e9, "shards": told["shards"], "seconds": round(time.perf_counter() - start, 1)}
+    print(json.dumps({**told, "workers' peak MiB": peaks, "driver's peak MiB": peak()}), flush=True)
 
 
 def million(root: Path) -> None:
@@ -226,14 +231,14 @@ def markers(root: Path) -> None:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("what", choices=["memory", "workers", "ray", "markers", "million", "one"])
+    parser.add_argument("what", choices=["memory", "workers", "ray", "markers", "million", "one", "two"])
     parser.add_argument("given", nargs="?", default="{}")
     parser.add_argument("--folder", default=None)
     chosen = parser.parse_args()
     if chosen.what == "one":
         print(json.dumps(one(json.loads(chosen.given))))
-    elif chosen.what == "million":
-        million(Path(json.loads(chosen.given)))
+    elif chosen.what in ("million", "two"):
+        {"million": million, "two": two_workers}[chosen.what](Path(json.loads(chosen.given)))
     else:
         with tempfile.TemporaryDirectory(dir=chosen.folder) as name:
             {"memory": memory, "workers": workers, "ray": ray, "markers": markers}[chosen.what](Path(name))

@@ -14,7 +14,7 @@ from typing import Annotated, Any
 import typer
 
 from cluster import shards_cli
-from cluster.commands import mine, plan, submit
+from cluster.commands import export, mine, plan, query, submit
 from cluster.result import emit, keep_stdout
 from shards.errors import VillaError
 from shards.retry import scrub
@@ -190,6 +190,8 @@ def status(run_folder: Annotated[str, typer.Argument(help="the folder of a run",
 app.command("plan")(plan.command)
 app.command("mine")(mine.command)
 app.command("submit")(submit.command)
+app.command("export")(export.command)
+app.command("query")(query.command)
 
 
 @app.command()

@@ -1,7 +1,8 @@
 """Training on Ray: one worker a device through Ray Train, our function in each, our checkpoints.
 
 Ray Train brings the ranks up and tears the group down when one fails. Resuming is ours: the next group starts from
-the newest whole checkpoint, whatever Ray has registered.
+the newest whole checkpoint, whatever Ray has registered. SIGTERM to the driver reaches the ranks as a file in the job's
+folder, which each looks for: they run in threads, which get no signals, and on other machines.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import logging
 import tempfile
 import threading
+from pathlib import Path
 from typing import Any
 
 import ray
@@ -16,14 +18,15 @@ from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 
 from shards.errors import VillaError
-from villa_dist.observe import LOG
+from villa_dist.names import CHECKPOINTS
+from villa_dist.train import signals
+from villa_dist.train.checkpoint import reached
+from villa_dist.train.elastic import GroupDied, with_restarts
 from villa_dist.train.jobs import TrainRequest, run_request
-
-GROUP_FAILURES = 3  # times a group may die before training gives up
 
 
 def train_on_ray(request: TrainRequest) -> None:
-    """Raises: VillaError from the training function, or after a group died too often."""
+    """Raises: VillaError from the training function, or after a group died too often; Preempted after SIGTERM."""
     workers = request.optim.workers
     gpus = ray.cluster_resources().get("GPU", 0.0) >= workers
     available = ray.cluster_resources().get("CPU", 0.0)
@@ -33,20 +36,26 @@ def train_on_ray(request: TrainRequest) -> None:
             "its workers lower or use a larger cluster"
         )
     logging.getLogger("ray.train").setLevel(logging.ERROR)
-    for attempt in range(1, GROUP_FAILURES + 1):
+    folder = Path(request.folder)
+    asked = threading.Event()
+
+    def stop() -> None:
+        asked.set()
+        signals.ask_ranks(folder)
+
+    def group() -> None:
         with tempfile.TemporaryDirectory(prefix="villa-train-") as scratch:
             error = _fit(request, workers, gpus, scratch)
-        if error is None:
-            return
         mended = _cause(error)
         if mended is not None:
             raise mended
-        reason = " ".join(str(error).split())[-400:]
-        LOG.warning("training group of %s died (%d of %d): %s", request.job, attempt, GROUP_FAILURES, reason)
-    raise VillaError(
-        f"training {request.job} lost its workers {GROUP_FAILURES} times, last by: {reason}; look at the nodes, then run "
-        "the same command again: it resumes from the newest checkpoint"
-    )
+        if asked.is_set():
+            raise signals.preempted(request.job, reached(folder / CHECKPOINTS))
+        if error is not None:
+            raise GroupDied(str(error)) from error
+
+    with signals.sigterm_calls(stop):
+        with_restarts(request.job, folder, request.optim.restarts, group)
 
 
 def _fit(request: TrainRequest, workers: int, gpus: bool, scratch: str) -> Exception | None:

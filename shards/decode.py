@@ -45,7 +45,7 @@ def decode_image(data: bytes, max_pixels: int = MAX_PIXELS) -> np.ndarray:
         width, height = image.size
         if width * height > max_pixels:
             raise DecodeError("too_many_pixels", f"{width}x{height} is over the cap of {max_pixels} pixels")
-        return _to_rgb(image)
+        return to_rgb(image)
     except DecodeError:
         raise
     except Exception as error:  # PIL raises a dozen kinds, SyntaxError and struct.error among them
@@ -68,7 +68,8 @@ def upright_size(data: bytes) -> tuple[int, int]:
     return (height, width) if turned else (width, height)
 
 
-def _to_rgb(image: Image.Image) -> np.ndarray:
+def to_rgb(image: Image.Image) -> np.ndarray:
+    """RGB pixels, uint8, H x W x 3, of an opened image, which is turned upright in place."""
     image.load()
     ImageOps.exif_transpose(image, in_place=True)  # a copy for nothing where it stands upright
     upright = image

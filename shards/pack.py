@@ -25,6 +25,7 @@ from shards.decode import MAX_PIXELS, TEXT_SUFFIXES, DecodeError, decode_text, s
 from shards.digest import difference, fingerprint, keys_digest
 from shards.errors import BudgetError, ShardError, StaleStageError, VillaError
 from shards.images import CHECKS, ImageRule
+from shards.places import RESHARDED, made_in
 from shards.plan import Plan, Row
 from shards.sources.base import Item, Source
 from shards.sources.cells import read_cells
@@ -214,8 +215,9 @@ class Packing:
                 self.account(unit)
 
     def _plan_first(self, claim: dict[str, Any], force: bool) -> Plan:
-        for folder in self.folders:
-            self._refuse_other(folder, claim, force)
+        other = [self._is_other(folder, claim, force) for folder in self.folders]  # all looked at before one is cleared
+        if any(other):
+            self._clear()
         store = self.folders[0].store
         self.fingerprint = self.folders[0].claim(claim)
         found = plan.read(store)
@@ -231,7 +233,15 @@ class Packing:
             folder.claim(claim)
         return found
 
-    def _refuse_other(self, folder: StageFolder, claim: dict[str, Any], force: bool) -> None:
+    def _clear(self) -> None:
+        """Remove what was made of another source, the sidecars of its samples with it."""
+        for folder in {f.stage: f for f in (*made_in(self.dataset), *self.folders)}.values():
+            self.notes.append(f"--force: clearing {folder.store.path()}")
+            folder.clear()
+        Store(self.dataset).remove(RESHARDED)
+
+    def _is_other(self, folder: StageFolder, claim: dict[str, Any], force: bool) -> bool:
+        """Whether `folder` is of another packing and to be cleared. Raises: StaleStageError where it must not be."""
         try:
             theirs = folder.claimed()
         except StaleStageError:
@@ -240,10 +250,9 @@ class Packing:
             theirs = {}
         strange = folder.store.list("", ".tar") + folder.store.list("", ".parquet") if theirs is None else []
         if fingerprint(theirs) == fingerprint(claim) or (theirs is None and not strange):
-            return
+            return False
         if force:
-            self.notes.append(f"--force: clearing {folder.store.path()}")
-            return folder.clear()
+            return True
         if theirs is None:
             raise StaleStageError(
                 f"{folder.store.path()} holds files such as {strange[0]} that no packing has claimed; give an empty DST, or "

@@ -12,13 +12,14 @@ from dataclasses import dataclass
 from typing import BinaryIO
 
 from shards import manifest
-from shards.commit import SUFFIX
+from shards.commit import SUFFIX, StageFolder
 from shards.errors import ShardError, VillaError
 from shards.reshard.sources import sorted_paths
 from shards.store import Store
 
 CHUNK = 1 << 23
 WILD = "*?[{"
+RESHARDED = "reshard.json"  # the result of the reshard that made a data set
 
 
 @dataclass(frozen=True)
@@ -69,6 +70,13 @@ def stages_of(dataset: Store) -> tuple[str, ...]:
     """Names of a data set's stages, base first. What `pack` works by is none of them."""
     names = [n for n in folders(dataset) if not n.startswith(".") and n != "plan" and is_stage(dataset.child(n))]
     return tuple(sorted(names, key=lambda n: (n != "base", n)))
+
+
+def made_in(dataset: str) -> list[StageFolder]:
+    """The stages of a data set that hold committed shards: what may be cleared when its base is replaced, and no folder of
+    others that has a config.json too."""
+    found = (StageFolder(dataset, stage) for stage in stages_of(Store(dataset)))
+    return [folder for folder in found if folder.shards_done()]
 
 
 def folders(store: Store, folder: str = "") -> list[str]:

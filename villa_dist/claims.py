@@ -33,7 +33,21 @@ from villa_dist.train.jobs import TrainRequest, keeps_a_sample, kept_below, mode
 FORMAT = 3  # raised when the same config would give other bytes
 TRAINING = ("pretrain", "fit-mapping", "train")
 STAGES = ("ingest", "vocabulary", "pretrain", "regions", "fit-mapping", "pairs", "train", "evaluate", "report")
-HOW = ("workers", "threads", "keep_checkpoints", "checkpoint_steps")  # how a job is trained, not what it gives
+HOW = (  # how a job is trained, not what it gives
+    "workers",
+    "threads",
+    "micro_images",
+    "checkpoint_steps",
+    "checkpoint_minutes",
+    "keep_checkpoints",
+    "keep_best",
+    "checkpoint_copy",
+    "stall_minutes",
+    "restarts",
+    "track",
+    "validate_steps",
+    "validate_images",
+)
 
 
 @dataclass(frozen=True)

@@ -211,7 +211,7 @@ class RegionsConfig(Section):
     proposals: Literal["annotations", "grid", "segments", "hf"] = "annotations"
     top_k: Annotated[int, Field(ge=1, le=MOST_REGIONS)] = 100
     min_size: Annotated[float, Field(ge=0)] = 0.02  # of a box's shorter side: below 1 of the image's, from 1 in pixels
-    nms_iou: Fraction = 0.5
+    nms_iou: Fraction = 0.7  # a box that overlaps a better one by more is dropped
     keep_whole_image: bool = False  # the whole image as one more region, after the others
     grid: Annotated[list[Positive], Field(min_length=2, max_length=2)] = [3, 3]  # rows, columns
     grid_levels: Annotated[int, Field(ge=1, le=6)] = 1  # each level beyond the first doubles rows and columns
@@ -252,7 +252,15 @@ class OptimConfig(Section):
         2  # random translation, a pure function of (seed, epoch, sample)
     )
     checkpoint_steps: Positive = 100
-    keep_checkpoints: Positive = 2
+    checkpoint_minutes: PositiveFloat | None = None  # and whenever so long has passed since the last one
+    keep_checkpoints: Positive = 2  # the newest whole ones
+    keep_best: str | None = None  # and the best one by `loss`, or by one of the last validation, `validation_…`
+    checkpoint_copy: str | None = None  # s3://bucket/prefix, to which checkpoints are copied while training goes on
+    stall_minutes: PositiveFloat | None = 10.0  # without a finished step, after which the workers are started again
+    restarts: Count = 2  # of the workers after a death, between one checkpoint and the next
+    track: Literal["tensorboard", "wandb", "none"] = "tensorboard"  # beside metrics.jsonl
+    validate_steps: Positive | None = None  # retrieval on the validation split every so many steps
+    validate_images: Positive = 512  # of that split
     zero_stage: Annotated[int, Field(ge=0, le=3)] = 1
     workers: Positive = 2
     threads: Positive = 1
@@ -268,9 +276,19 @@ class OptimConfig(Section):
         return {**values, "steps": None}
 
     @model_validator(mode="after")
+    def _copies_go_to_a_bucket(self) -> OptimConfig:
+        if self.checkpoint_copy is not None and not re.fullmatch(r"s3a?://[^/@:]+(/.*)?", self.checkpoint_copy):
+            raise ValueError("checkpoint_copy must be s3://bucket/prefix, without credentials; null: no copies")
+        return self
+
+    @model_validator(mode="after")
     def _some_length(self) -> OptimConfig:
         if self.steps is None and self.epochs is None:
             raise ValueError("give steps or epochs")
+        if self.keep_best not in (None, "loss") and self.validate_steps is None:
+            raise ValueError(
+                f"keep_best={self.keep_best} is not measured without validate_steps; set it, or keep_best: loss"
+            )
         return self
 
     def steps_over(self, samples: int) -> int:
@@ -292,6 +310,23 @@ class FitConfig(OptimConfig):
 
     learning_rate: PositiveFloat = 2e-3
     clip: PositiveFloat = 5.0
+
+    @model_validator(mode="after")
+    def _a_mapping_retrieves_nothing(self) -> FitConfig:
+        if self.validate_steps is not None:
+            raise ValueError("validate_steps belongs to pretrain and train, whose models retrieve; leave it out")
+        return self
+
+
+class TrainConfig(OptimConfig):
+    """A region VLM's training job; docs/training.md says what each choice is."""
+
+    loss: Literal["multi_positive", "sigmoid", "infonce"] = "multi_positive"
+    # attributes whose texts have a cosine above it are no negatives of each other, as the published text tower sees them;
+    # without effect on a tower trained from scratch, and on infonce
+    near_duplicates: Annotated[float, Field(gt=0.0, lt=1.0)] | None = 0.9
+    whole_weight: Annotated[float, Field(ge=0)] = 0.0  # of whole images with whole texts, beside the regions' loss
+    micro_images: Positive | None = None  # a rank embeds so many images at once, with all of the batch as negatives
 
 
 class MappingConfig(Section):
@@ -356,6 +391,9 @@ class PairsConfig(Section):
     assign: Literal["relative", "absolute", "calibrated", "transport"] = "absolute"
     epsilon: Annotated[float, Field(ge=0)] = 0.2
     threshold: float = 0.5
+    # how much the proposals' objectness counts beside the mapping's score: the weight of its logarithm, relative to the
+    # image's most object-like region. For ranked proposals (`segments`, `hf`)
+    objectness: Annotated[float, Field(ge=0.0, le=100.0)] = 0.0
     fused: bool = False  # propose, embed and map in one pass, without region sidecars of every shard
 
 
@@ -387,7 +425,7 @@ class Config(Section):
     regions: RegionsConfig = RegionsConfig()
     mapping: MappingConfig = MappingConfig()
     pairs: PairsConfig = PairsConfig()
-    train: OptimConfig = OptimConfig()
+    train: TrainConfig = TrainConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
 
     @model_validator(mode="after")
@@ -401,11 +439,18 @@ class Config(Section):
                 "pretrain.steps=0 takes the one-to-one VLM from a checkpoint; name it in model.weights, or train for "
                 "some steps"
             )
+        if self.train.micro_images and self.model.image.kind == "conv":
+            raise ValueError(
+                f"train.micro_images={self.train.micro_images}: the conv tower normalises by the statistics of the whole "
+                "batch, which are not those of its parts; leave it out, or take model.image.kind: hf or clip_rn50"
+            )
         for name, job in (("pretrain", self.pretrain), ("train", self.train), ("mapping.fit", self.mapping.fit)):
             if job.batch_images % job.workers:
                 raise ValueError(
                     f"{name}.batch_images={job.batch_images} is not divisible by {name}.workers={job.workers}"
                 )
+            if job.validate_steps is not None:
+                self._can_validate(name, job)
             by_size = self.model.image.kind == "clip_rn50" and self.model.image.shape == "aspect"
             if job.zero_stage == 3 and job.workers > 1 and by_size:
                 raise ValueError(
@@ -413,6 +458,14 @@ class Config(Section):
                     "encoded one shape at a time, and ranks with different shapes would wait for each other for ever"
                 )
         return self
+
+    def _can_validate(self, name: str, job: OptimConfig) -> None:
+        asked = f"{name}.validate_steps={job.validate_steps}"
+        if "validation" not in self.evaluate.splits or (self.data.source == "shards" and not self.data.validation):
+            given = " and give data.validation" * (self.data.source == "shards")
+            raise ValueError(f"{asked} needs a validation split; add validation to evaluate.splits{given}")
+        if job.zero_stage == 3:
+            raise ValueError(f"{asked} does not work with zero_stage=3, where no rank holds a whole model; use 2")
 
 
 class StudyConfig(Section):

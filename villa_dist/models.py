@@ -101,11 +101,15 @@ def load_vlm(folder: str, device: torch.device | str = "cpu") -> RegionVLM:
     Raises: ShardError when the folder is not finished or damaged.
     """
     saved = load(folder)
-    with _of_this_version(folder):
-        config = ModelConfig.model_validate(saved.description["model"])
-        model = RegionVLM(config, _published(saved.description, _tokenizer(folder, saved.description)))
+    with of_this_version(folder):
+        model = build_vlm(saved.description, _tokenizer(folder, saved.description))
         model.load_state_dict(saved.weights)
     return model.to(device).eval().requires_grad_(False)
+
+
+def build_vlm(description: dict[str, Any], tokenizer: bytes | None) -> RegionVLM:
+    """A VLM of `vlm_description`, with random weights."""
+    return RegionVLM(ModelConfig.model_validate(description["model"]), _published(description, tokenizer))
 
 
 def _tokenizer(folder: str, description: dict[str, Any]) -> bytes | None:
@@ -121,7 +125,7 @@ def _tokenizer(folder: str, description: dict[str, Any]) -> bytes | None:
 
 
 @contextmanager
-def _of_this_version(folder: str) -> Iterator[None]:
+def of_this_version(folder: str) -> Iterator[None]:
     try:
         yield
     except (ValidationError, KeyError, TypeError) as error:
@@ -148,7 +152,7 @@ def mapping_description(
 def load_mapping(folder: str, device: torch.device | str = "cpu") -> MappingModel:
     """A finished mapping model in eval mode."""
     saved = load(folder)
-    with _of_this_version(folder):
+    with of_this_version(folder):
         model = build_mapping(saved.description, saved.weights)
     return model.to(device)
 

@@ -15,3 +15,6 @@ DONE = "done.json"
 METRICS = "metrics.jsonl"
 MESSAGES = "train.log"
 CHECKPOINTS = "checkpoints"
+RANKS = "ranks"  # a folder of what each rank is at, while a job trains
+STOP = "stop"  # a file that asks a job to save and end
+NONFINITE = "nonfinite"  # a folder of the samples at which a loss was not finite

@@ -262,7 +262,7 @@ class Pipeline:
         base = self._base("train")
         below = kept_below(self.config, base.shards) if job == "mapping" else ALL
         samples = base.of({s for s in base.shards if chosen(s, below)}).total
-        with watch(folder, job, request.optim.steps_over(samples)):
+        with watch(folder, job, request.optim.steps_over(samples), request.optim.stall_minutes):
             self.runner.train(request)
         if not models.done(folder):
             raise ShardError(f"training {job} ended without its marker {folder}/done.json; run the same command again")

@@ -31,11 +31,15 @@ LOOKED_THROUGH = 200_000  # keys that are compared for suggestions
 
 @dataclass(frozen=True)
 class Region:
-    """A box, xyxy in pixels, with (phrase, score) of each attribute that is said of it, surest first."""
+    """A box, xyxy in pixels, with (phrase, score) of each attribute that is said of it, surest first.
+
+    group: regions of one are drawn in one colour; None: each has its own.
+    """
 
     box: tuple[float, float, float, float]
     marks: tuple[tuple[str, float], ...]
     score: float
+    group: int | None = None
 
 
 @dataclass(frozen=True)

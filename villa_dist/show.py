@@ -92,7 +92,8 @@ def place(regions: Sequence[Region], scale: float, size: tuple[int, int]) -> lis
         box = tuple(v * scale for v in region.box)
         badge = _free_corner(box, taken, size)  # type: ignore[arg-type]
         taken.append(badge)
-        placed.append(Placed(n + 1, COLOURS[n % len(COLOURS)], region, box, badge))  # type: ignore[arg-type]
+        colour = COLOURS[(n if region.group is None else region.group) % len(COLOURS)]
+        placed.append(Placed(n + 1, colour, region, box, badge))  # type: ignore[arg-type]
     return placed
 
 

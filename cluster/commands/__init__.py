@@ -1,1 +1,1 @@
-"""`villa shards …`: one file a command. Each defines `command`, which `cluster.shards_cli` registers."""
+"""One file a command. Each defines `command`; `cluster.shards_cli` and `cluster.cli` register them."""

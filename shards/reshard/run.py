@@ -17,7 +17,7 @@ from shards.commit import SUFFIX, Marker, StageFolder
 from shards.digest import SampleDigest, fingerprint, sha256
 from shards.errors import BudgetError, ShardError, StaleStageError, VillaError
 from shards.lock import lock
-from shards.places import stages_of
+from shards.places import RESHARDED, made_in
 from shards.reshard import dedupe, predicate
 from shards.reshard.apart import check_apart
 from shards.reshard.bucket import BucketJob, bucket_count, bucket_of, group_name, source_groups
@@ -33,7 +33,6 @@ from shards.reshard.write import PLAN, WriteJob
 from shards.store import Store, remove_orphans
 from shards.work import Job, RunUnits
 
-RESULT = "reshard.json"
 PROVED_BY = {"hashed": "content", "carried": "recorded content", "unknown": "keys"}
 
 
@@ -114,7 +113,7 @@ class Reshard:
             manifest.write(output, names)
         self._keep_quarantine(scanned)
         result["seconds"] = round(time.monotonic() - started, 1)
-        self.dst.put(RESULT, json.dumps(result, indent=1, sort_keys=True).encode())
+        self.dst.put(RESHARDED, json.dumps(result, indent=1, sort_keys=True).encode())
         manifest.write(self.base, names)  # last: from here on the data set is complete
         self._clean()
         return result
@@ -128,9 +127,9 @@ class Reshard:
         except StaleStageError:
             if not self.force and self.base.shards_done():
                 raise  # where nothing is committed yet, nothing can be mixed
-            for stage in stages_of(self.dst):  # sidecars of another base as well
-                StageFolder(self.options.dst, stage).clear()
-            self.dst.remove(RESULT)
+            for folder in {f.stage: f for f in (*made_in(self.options.dst), *self.outputs)}.values():
+                folder.clear()  # sidecars of another base as well
+            self.dst.remove(RESHARDED)
             self.work.remove("", recursive=True)
             self._bind(self.outputs, self.claim)
 
@@ -138,11 +137,11 @@ class Reshard:
         """The result of a reshard that is complete and whole. Of one that is not, with `force`: None, its damaged shards
         taken out, so that they are written again. Raises: ShardError for it otherwise."""
         trouble = self._damage()
-        data = self.dst.find(RESULT)
+        data = self.dst.find(RESHARDED)
         if not trouble and data is not None:
             result: dict[str, Any] = json.loads(data)
             return {**result, "dataset": self.options.dst}
-        first = next(iter(trouble.values()), f"{self.dst.path(RESULT)} is missing although the data set is complete")
+        first = next(iter(trouble.values()), f"{self.dst.path(RESHARDED)} is missing although the data set is complete")
         if not self.force:
             also = f" ({len(trouble)} shards in all)" if len(trouble) > 1 else ""
             raise ShardError(f"{first}{also}; restore it, or repeat with --force to write it again from the sources")

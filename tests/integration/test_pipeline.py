@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
 from runs import ONE_TOWER, TINY, config_file, contents, markers, result_line, sets, villa
+
+from shards.errors import VillaError
 
 
 @pytest.fixture(scope="module")
@@ -162,3 +165,44 @@ def test_docmnist_command_makes_three_splits(tmp_path: Path) -> None:
     result = result_line(villa("docmnist", str(tmp_path / "doc"), *sets(*small)))
     assert set(result["images"]) == {"train", "validation", "test"}
     assert (tmp_path / "doc/validation/truth/000000.parquet").is_file()
+
+
+def test_a_run_and_its_checkpoints_are_exported(finished: tuple[Path, dict], tmp_path: Path) -> None:
+    """The last checkpoint holds the weights of the finished model, to the byte, though DeepSpeed wrote it."""
+    from villa_dist.export.folder import export
+
+    run, job = finished[0], finished[0] / "models" / "villa"
+    last, before = sorted((job / "checkpoints").glob("step-*"))[::-1]
+    made = export(str(run), str(tmp_path / "run"))
+    assert (made["job"], made["step"], made["kind"]) == ("villa", None, "conv")
+    assert export(str(last), str(tmp_path / "last"))["step"] == 6
+    assert export(str(before), str(tmp_path / "before"))["step"] == 4
+    weights = {name: (tmp_path / name / "model.safetensors").read_bytes() for name in ("run", "last", "before")}
+    assert weights["run"] == weights["last"] != weights["before"]
+    card = (tmp_path / "run" / "README.md").read_text(encoding="utf-8")
+    assert f"| test | {finished[1]['metrics']['villa']['a2r']} |" in card
+    assert "Nothing was measured" in (tmp_path / "last" / "README.md").read_text(encoding="utf-8")
+    torn = tmp_path / "models" / "villa" / "checkpoints" / last.name
+    shutil.copytree(last, torn)
+    file = next(torn.glob("*optim_states.pt"))
+    file.write_bytes(file.read_bytes()[:-1])
+    with pytest.raises(VillaError, match=r"does not have the content its marker recorded.*no whole checkpoint"):
+        export(str(torn), str(tmp_path / "torn"))
+    shutil.copytree(last, torn.with_name("step-00000009"), dirs_exist_ok=True)
+    shutil.copy(job / "config.json", torn.parents[1])  # of a job that is not finished: what it is bound to
+    assert export(str(torn.with_name("step-00000009")), str(tmp_path / "unfinished"))["step"] == 6
+    assert (tmp_path / "unfinished" / "model.safetensors").read_bytes() == weights["run"]
+
+
+def test_what_was_seen_while_a_run_trained(finished: tuple[Path, dict]) -> None:
+    from villa_dist.train.journal import read_metrics
+
+    seen = {
+        job: read_metrics(finished[0] / "models" / job / "metrics.jsonl")[-1]
+        for job in ("one_to_one", "mapping", "villa")
+    }
+    for line in seen.values():
+        assert line["step"] == 6 and line["gradient_norm"] > 0 and line["mfu"] > 0 and line["memory_bytes"] > 0
+    assert seen["villa"]["positives_per_region"] > 0 and seen["one_to_one"]["scale"] == pytest.approx(14.3, abs=0.5)
+    assert seen["mapping"]["mentions_per_image"] > 0 and "scale" not in seen["mapping"]
+    assert list((finished[0] / "models" / "villa" / "tensorboard").iterdir())

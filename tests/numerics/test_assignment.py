@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from villa_dist.config import PairsConfig
-from villa_dist.mapping.assign import assign, transport
+from villa_dist.mapping.assign import assign, transport, weighed
 from villa_dist.mapping.evidence import ALONE
 from villa_dist.mapping.quality import best_scores, entropy_bits, of_counts, outlying, presence, shortcomings
 from villa_dist.train.calibration import BINS, FEW, Histogram
@@ -57,6 +57,18 @@ def test_an_attribute_of_its_own_threshold_also_keeps_the_best() -> None:
     scores = np.array([[0.3, 0.3, 0.9], [0.2, 0.6, 0.8]])
     found = assign(scores, PairsConfig(assign="calibrated"), np.array([0.25, 0.7, 0.85]), np.full(3, ALONE))
     assert found.tolist() == [[True, False, True], [False, True, False]]
+
+
+def test_objectness_lowers_all_but_the_most_object_like_region() -> None:
+    score = np.array([[0.5, 0.2], [0.6, 0.9], [0.4, 0.4]], np.float32)
+    objectness = np.array([0.8, 0.2, 0.0], np.float32)
+    found = weighed(score, objectness, 2.0, chances=True)
+    assert np.allclose(found[0], score[0]) and np.allclose(found[1], score[1] / 16) and (found[2] < 1e-9).all()
+    terms = weighed(score, objectness, 2.0, chances=False) - score
+    assert np.allclose(terms[:2], [[0, 0], [2 * np.log(0.25)] * 2]) and (terms[2] < -20).all()
+    alike = weighed(score, np.zeros(3, np.float32), 9.0, chances=True)
+    assert np.array_equal(alike, score), "boxes without a ranking are left as they are"
+    assert weighed(score[:0], objectness[:0], 2.0, chances=True).shape == (0, 2)
 
 
 def test_transport_gives_each_attribute_a_region_of_its_own() -> None:

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from villa_dist.config import MappingConfig
-from villa_dist.losses import image_attribute_logits, mapping_contrast
+from villa_dist.mapping.contrast import image_attribute_logits, mapping_contrast
 from villa_dist.mapping.evidence import ALONE, Evidence, chances
 from villa_dist.mapping.losses import contrast_over_attributes, mapping_loss, negative_unlabelled, noisy_or
 from villa_dist.mapping.rates import positive_share, rates

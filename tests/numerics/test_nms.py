@@ -13,7 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from villa_dist.regions import nms as module
-from villa_dist.regions.nms import blocked_nms, class_nms, nms
+from villa_dist.regions.boxes import iou as box_iou
+from villa_dist.regions.nms import blocked_nms, class_nms, nms, soft_nms
 
 F32 = np.float32
 
@@ -39,6 +40,28 @@ def scalar_nms(boxes: np.ndarray, scores: np.ndarray, threshold: float) -> list[
     return kept
 
 
+def exact_iou(a: np.ndarray, b: np.ndarray) -> float:
+    return box_iou(a[None].astype(np.float64), b[None].astype(np.float64)).item()
+
+
+def scalar_soft_nms(boxes: np.ndarray, scores: np.ndarray, decay: float, threshold: float, limit: int) -> list[int]:
+    """Scores anew from the start for each choice, over all chosen before."""
+    kept: list[int] = []
+    while len(kept) < limit:
+        best, found = -1.0, None
+        for i in set(range(len(boxes))) - set(kept):
+            overlaps = [exact_iou(boxes[k], boxes[i]) for k in kept]
+            score = float(scores[i])
+            for overlap in overlaps:
+                score *= 1 - overlap if overlap > decay else 1
+            if all(o <= threshold for o in overlaps) and (score > best or (score == best and found and i < found)):
+                best, found = score, i
+        if found is None:
+            break
+        kept.append(found)
+    return kept
+
+
 COORDINATE = st.one_of(st.integers(0, 12).map(float), st.floats(0, 12, width=32))
 BOX = st.tuples(COORDINATE, COORDINATE, COORDINATE, COORDINATE)  # inside out and empty ones among them
 CROWD = st.lists(st.tuples(BOX, st.sampled_from([0.0, 0.25, 0.5, 0.5, 0.75, 1.0])), max_size=40)
@@ -55,6 +78,18 @@ def test_it_equals_the_scalar_rule_whatever_the_block(crowd: list, threshold: fl
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "BLOCK", block)
         assert blocked_nms(boxes, scores, threshold, len(boxes)).tolist() == scalar_nms(boxes, scores, threshold)
+
+
+@given(crowd=CROWD, decay=THRESHOLD, threshold=THRESHOLD, limit=st.integers(0, 12))
+def test_soft_suppression_equals_its_scalar_rule(crowd: list, decay: float, threshold: float, limit: int) -> None:
+    boxes, scores = arrays(crowd)
+    found = soft_nms(boxes, scores, decay, threshold, limit).tolist()
+    assert found == scalar_soft_nms(boxes, scores, decay, threshold, limit)
+
+
+def test_a_box_that_overlaps_a_better_one_is_ranked_lower_and_a_copy_of_it_is_dropped() -> None:
+    boxes = np.array([[0, 0, 10, 10], [0, 0, 10, 6], [20, 0, 30, 10], [0, 0, 10, 9.9]], F32)
+    assert soft_nms(boxes, np.array([0.9, 0.8, 0.5, 0.7], F32), 0.4, 0.7, 9).tolist() == [0, 2, 1]
 
 
 @given(crowd=CROWD, threshold=THRESHOLD, limit=st.integers(0, 8))

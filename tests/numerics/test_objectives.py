@@ -11,7 +11,7 @@ import torch
 from rank_pool import RankPool, averaged
 from torch import nn
 
-from villa_dist.config import ImageTowerConfig, MappingConfig, ModelConfig, TextTowerConfig
+from villa_dist.config import ImageTowerConfig, MappingConfig, ModelConfig, TextTowerConfig, TrainConfig
 from villa_dist.data.loader import PairBatch
 from villa_dist.distributed import world_size
 from villa_dist.mapping.evidence import ALONE
@@ -24,6 +24,15 @@ TOWER = ImageTowerConfig(width=8, roi_bins=3)
 MODEL = ModelConfig(image=TOWER, text=TextTowerConfig(buckets=64), dim=12)
 PROMPTS = [["one thing", "thing one"], ["two"], ["three of it"], ["four", "for"], ["five"], ["six and more"]]
 TEXTS = ["the first . a red thing", "the second", "the third . a red thing . more", ""]
+REGION: dict[str, dict[str, Any]] = {
+    "region": {},
+    "region, sigmoid": {"loss": "sigmoid"},
+    "region, infonce": {"loss": "infonce"},
+    "region, whole": {"whole_weight": 0.7},
+}
+REFERENCE = nn.functional.normalize(
+    torch.tensor([[1.0, 0, 0], [0.9, 0.1, 0], [0, 1, 0], [0, 0, 1], [0, 1, 0.1], [1, 1, 1]])
+)
 UNEVEN, ONE_SIDED = [3, 1, 1, 2], [4, 2, 0, 0]  # regions of each image
 
 
@@ -57,9 +66,10 @@ def batch(first: int, stop: int, counts: list[int], *, mentions: bool) -> PairBa
 
 def objective(name: str) -> nn.Module:
     torch.manual_seed(3)
-    if name in ("whole", "region"):
-        vlm = RegionVLM(MODEL)
-        return WholeObjective(vlm) if name == "whole" else RegionObjective(vlm, PROMPTS)
+    if name == "whole":
+        return WholeObjective(RegionVLM(MODEL))
+    if name in REGION:
+        return RegionObjective(RegionVLM(MODEL), PROMPTS, TrainConfig.model_validate(REGION[name]), REFERENCE)
     options = {"exclusive": ["a", "b"]} if name == "both, exclusive" else {}
     config = MappingConfig.model_validate({"loss": name.split(",")[0], "hidden": 16, **options})
     attribute = nn.functional.normalize(torch.randn(VOCABULARY, 12), dim=-1)
@@ -73,7 +83,7 @@ def objective(name: str) -> nn.Module:
 def step(rank: int, world: int, name: str, counts: list[int]) -> tuple[float, dict[str, np.ndarray]]:
     part = IMAGES // world
     model = objective(name)
-    loss = model(batch(rank * part, (rank + 1) * part, counts, mentions=name not in ("whole", "region")))
+    loss = model(batch(rank * part, (rank + 1) * part, counts, mentions=name != "whole" and name not in REGION))
     loss.backward()
     grads = {n: p.grad if p.grad is not None else torch.zeros_like(p) for n, p in model.named_parameters()}
     if world_size() > 1:
@@ -99,8 +109,9 @@ def test_one_to_one_training(ranks: RankPool, world: int) -> None:
 
 @pytest.mark.parametrize("world", [2, 4])
 @pytest.mark.parametrize("counts", [UNEVEN, ONE_SIDED], ids=["uneven", "ranks without regions"])
-def test_region_training(ranks: RankPool, world: int, counts: list[int]) -> None:
-    check(ranks, "region", world, counts)
+@pytest.mark.parametrize("name", REGION)
+def test_region_training(ranks: RankPool, name: str, world: int, counts: list[int]) -> None:
+    check(ranks, name, world, counts)
 
 
 @pytest.mark.parametrize("world", [2, 4])

@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pack_samples import contents, image, origins, pack, packing, photos, refused, samples, write
+from reshard_data import run as resharded
 
 from shards import manifest, plan
 from shards.commit import StageFolder
@@ -205,6 +206,26 @@ def test_files_of_others_are_not_overwritten(tmp_path: Path) -> None:
     with pytest.raises(StaleStageError, match=r"000000.tar that no packing has claimed"):
         pack(src, tmp_path / "dst")
     assert (tmp_path / "dst/base/000000.tar").read_bytes() == b"precious"
+
+
+def test_force_clears_what_was_made_of_the_other_samples_and_nothing_else(tmp_path: Path) -> None:
+    first, second, dst = photos(tmp_path / "first", 3), photos(tmp_path / "second", 4), tmp_path / "dst"
+    pack(first, dst)
+    resharded(str(dst), tmp_path / "again")
+    write(tmp_path / "again", {"model/config.json": b'{"architectures": []}', "model/weights": b"precious"})
+    assert (tmp_path / "again/reshard.json").exists() and (tmp_path / "again/origin").exists()
+    write(tmp_path / "again", {"regions/000000.done.json": b"{}", "regions/000000.parquet": b"of other samples"})
+    with pytest.raises(StaleStageError, match="another DST"):
+        pack(second, tmp_path / "again")
+    assert pack(second, tmp_path / "again", force=True)["samples"] == 4
+    assert contents(tmp_path / "again/base") == contents(_packed(second, tmp_path / "fresh") / "base")
+    assert not (tmp_path / "again/reshard.json").exists() and not (tmp_path / "again/regions").exists()
+    assert (tmp_path / "again/model/weights").read_bytes() == b"precious"
+
+
+def _packed(src: Path, dst: Path) -> Path:
+    pack(src, dst)
+    return dst
 
 
 def test_a_damaged_shard_is_named_and_redone_by_force(tmp_path: Path) -> None:

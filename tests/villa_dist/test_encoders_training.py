@@ -44,8 +44,8 @@ def batch(seed: int) -> PairBatch:
 
 def two_steps(rank: int, folder: str, objective: str, out: str) -> None:
     """In a process of its own, since DeepSpeed keeps global state."""
-    from villa_dist.runner import free_port, set_rank_environment
     from villa_dist.train.engine import Engine, init_process_group
+    from villa_dist.train.local import free_port, set_rank_environment
 
     set_rank_environment(0, 1, "127.0.0.1", free_port())
     torch.set_num_threads(1)

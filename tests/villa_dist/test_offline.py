@@ -44,13 +44,13 @@ def run(made: Path, tmp_path: Path) -> Path:
 def decoded(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Sizes of all images decoded, by whatever part of the code."""
     seen: list[int] = []
-    original = shards.decode._to_rgb
+    original = shards.decode.to_rgb
 
     def counted(image: Any) -> np.ndarray:
         seen.append(image.size[0])
         return original(image)
 
-    monkeypatch.setattr(shards.decode, "_to_rgb", counted)
+    monkeypatch.setattr(shards.decode, "to_rgb", counted)
     return seen
 
 
@@ -64,7 +64,7 @@ def test_one_decode_an_image_a_stage_and_fused_pairs_are_the_same_bytes(
 ) -> None:
     """Proposals from pixels, windows of five images, a batch of at most three."""
     given = {"regions": {"proposals": "segments", "batch_images": 5, "batch_boxes": 90, "top_k": 30}}
-    config = config_of(run, mapping={"encoder": encoder}, **given)
+    config = config_of(run, mapping={"encoder": encoder}, pairs={"objectness": 0.5}, **given)
     stages, total = Stages(config), images(config)
     kept = bound(SHARDS, 0.4)
     regions = stages.regions(SHARDS, keep=kept)

@@ -47,6 +47,13 @@ def samples(dataset: str, stage: str | None = "truth") -> Samples:
     return Samples(dataset, stage, images=True, max_pixels=10_000)
 
 
+def test_texts_of_a_sidecars_images_are_read_where_they_are_asked_for(dataset: str) -> None:
+    asked = Samples(dataset, "truth", images=True, max_pixels=10_000, texts=True)
+    for shard, row in ((0, 0), (2, 5)):
+        assert asked.row(shard, row).text == samples(dataset, None).row(shard, row).text != ""
+        assert samples(dataset).row(shard, row).text == ""
+
+
 DRAWS = Draws(np.array([[0, 1], [2, 0], [3, 1]]), np.array([0.2, 0.7, 0.1]), IMAGES)
 CHANGED = Recipe(2, (Changes(turn=True), Changes(recolour=True)), DRAWS)
 

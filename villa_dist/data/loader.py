@@ -171,16 +171,27 @@ class Batches:
         self.start, self.stop = start, stop
         self.waited = 0.0
 
-    def batch(self, step: int) -> PairBatch:
-        first = step * self.batch_images + self.rank * self.part
-        rows, weight = [], []
+    def places(self, step: int, rank: int | None = None) -> list[tuple[int, int, int]]:
+        """(epoch, shard, row) of each sample of a rank's part of a step; the rank is this one where none is given."""
+        first = step * self.batch_images + (self.rank if rank is None else rank) * self.part
+        found = []
         for position, (epoch, shard, row) in enumerate(self.order.locate(first, first + self.part).tolist(), first):
             chosen = self.recipe.draws.at(self.seed, position) if self.recipe.draws else None
-            if chosen:
-                shard, row = chosen
-                epoch = position + DRAWN  # the same image is drawn several times an epoch, each time changed otherwise
-            rows.append((self.samples.row(shard, row), (self.seed, epoch, shard, row)))
-            weight.append(self.recipe.draws.weight(shard, row) if self.recipe.draws else 1.0)
+            # the same image is drawn several times an epoch, each time changed otherwise
+            found.append((position + DRAWN, *chosen) if chosen else (epoch, shard, row))
+        return found
+
+    def keys(self, step: int, rank: int | None = None) -> list[tuple[int, str, int, str]]:
+        """The same as (epoch, shard's name, row, key), to name a step's samples. An epoch from DRAWN on is of a draw."""
+        names = self.samples.manifest.shards
+        return [
+            (epoch, names[shard], row, self.samples.key(shard, row)) for epoch, shard, row in self.places(step, rank)
+        ]
+
+    def batch(self, step: int) -> PairBatch:
+        places, draws = self.places(step), self.recipe.draws
+        rows = [(self.samples.row(shard, row), (self.seed, epoch, shard, row)) for epoch, shard, row in places]
+        weight = [draws.weight(shard, row) if draws else 1.0 for _, shard, row in places]
         mentions = self.samples.stage == "regions"
         made = [
             replace(

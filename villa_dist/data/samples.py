@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 
 import numpy as np
 import pyarrow as pa
@@ -68,7 +68,7 @@ class Samples:
     """Samples of `<dataset>/base` joined with `<dataset>/<stage>`, by (shard index, row).
 
     stage: a sidecar stage (`pairs`, `truth`, `regions`) or None. below: only shards whose rank lies below it
-    (`shards.sample`). Keeps the most recently used shards open.
+    (`shards.sample`). texts: read those of a sidecar's images too. Keeps the most recently used shards open.
     """
 
     def __init__(
@@ -80,11 +80,14 @@ class Samples:
         embeddings: bool = False,
         max_pixels: int,
         below: int = ALL,
+        texts: bool = False,
     ) -> None:
         self.dataset_url, self.stage = dataset_url, stage
         self.images, self.embeddings, self.max_pixels = images, embeddings, max_pixels
         self.below = below
+        self.texts = texts or stage is None
         self._open: OrderedDict[int, OpenShard] = OrderedDict()
+        self._keys = lru_cache(OPEN_SHARDS)(lambda shard: BaseShard(StageFolder(dataset_url, "base"), shard).keys)
 
     @cached_property
     def manifest(self) -> manifest.Manifest:
@@ -101,6 +104,10 @@ class Samples:
                 self._open.popitem(last=False)
         return self._open[index]
 
+    def key(self, index: int, row: int) -> str:
+        """The key of a sample, by the base shard alone. Safe beside the thread that loads."""
+        return self._keys(self.manifest.shards[index])[row]
+
     def row(self, index: int, row: int) -> Row:
         shard = self.shard(index)
         boxes, region, attribute = shard.rows.row(row) if shard.rows else (NO_BOXES, np.zeros(0), np.zeros(0))
@@ -111,5 +118,5 @@ class Samples:
             return Row(None, "", boxes, region, attribute, embedding)
         members = shard.base.sample(row)
         pixels = decode_image(image_member(members), self.max_pixels)
-        text = sample_text(members) if self.stage is None else ""
+        text = sample_text(members) if self.texts else ""
         return Row(pixels, text, boxes, region, attribute, embedding)

@@ -21,7 +21,7 @@ from jaxtyping import Float, Int, UInt8
 from torch import Tensor, nn
 
 from villa_dist.config import ImageTowerConfig
-from villa_dist.encoders import parts
+from villa_dist.encoders.parts import adaptive_roi_align, crops, merge, spans, to_inputs
 from villa_dist.encoders.preprocess import (
     Placement,
     Preprocess,
@@ -182,8 +182,8 @@ class ClipResNetTower(nn.Module):
     ) -> Float[Tensor, "R F"]:
         """Boxes in pixels of the input."""
         found = []
-        for span in parts.spans(len(boxes), CHUNK):
-            found.append(self.whole(parts.adaptive_roi_align(maps, boxes[span], image_of[span], self.bins, STRIDE)))
+        for span in spans(len(boxes), CHUNK):
+            found.append(self.whole(adaptive_roi_align(maps, boxes[span], image_of[span], self.bins, STRIDE)))
         return torch.cat(found)
 
     def encode_whole(
@@ -197,7 +197,7 @@ class ClipResNetTower(nn.Module):
     ) -> Float[Tensor, "M F"]:
         """M parts of images, all of the trained square."""
         found, shape = [], (self.preprocess.side, self.preprocess.side)
-        for span in parts.spans(len(placements), CHUNK):
+        for span in spans(len(placements), CHUNK):
             chosen = zip(image_of[span], placements[span], strict=True)
             images = [place(pixels[n], p, self.preprocess.filter) for n, p in chosen]
             stacked = torch.stack(images) if images else pixels.new_zeros(0, 3, *shape)
@@ -214,7 +214,7 @@ class ClipResNetTower(nn.Module):
         """Regions in pixels of the images. Images of one input shape are one batch, so that none is padded."""
         every = sizes_of(pixels, sizes)
         if self.config.regions == "crops":
-            placed = parts.crops(every, boxes, image_of, self.config, self.preprocess, PATCH)
+            placed = crops(every, boxes, image_of, self.config, self.preprocess, PATCH)
             return self.encode(pixels, image_of.tolist(), placed)
         placements = [dense_placement(s, self.side, PATCH, self.config.shape) for s in every]
         features, order = [], []
@@ -223,7 +223,7 @@ class ClipResNetTower(nn.Module):
             mine = torch.isin(image_of, chosen).nonzero()[:, 0]
             stacked = torch.stack([place(pixels[n], placements[n], self.preprocess.filter) for n in images])
             maps = self.feature_map(normalise(stacked, self.preprocess))
-            inputs = parts.to_inputs(boxes[mine], image_of[mine], placements)
+            inputs = to_inputs(boxes[mine], image_of[mine], placements)
             features.append(self.regions(maps, inputs, torch.searchsorted(chosen, image_of[mine])))
             order.append(mine)
-        return parts.merge(features, order)
+        return merge(features, order)

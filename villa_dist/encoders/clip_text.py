@@ -87,11 +87,15 @@ class Transformer(nn.Module):
 
 
 class ClipTextTower(nn.Module):
-    """Unit embeddings of texts: the last token's state, which sees all before it, normalised and projected."""
+    """Unit embeddings of texts: the last token's state, which sees all before it, normalised and projected.
 
-    def __init__(self, sizes: TextSizes, tokenizer: TextTokenizer) -> None:
+    tokenizer: may be given later, before the first text.
+    """
+
+    def __init__(self, sizes: TextSizes, tokenizer: TextTokenizer | None = None) -> None:
         super().__init__()
-        self.sizes, self.tokenizer, self.dim = sizes, tokenizer, sizes.dim
+        self.sizes, self.dim = sizes, sizes.dim
+        self.tokenizer: Any = tokenizer
         self.token_embedding = nn.Embedding(sizes.vocabulary, sizes.width)
         self.positional_embedding = nn.Parameter(torch.randn(sizes.length, sizes.width) * 0.01)
         self.transformer = Transformer(sizes)
@@ -99,6 +103,7 @@ class ClipTextTower(nn.Module):
         self.text_projection = nn.Parameter(torch.randn(sizes.width, sizes.dim) * sizes.width**-0.5)
 
     def tokenize(self, texts: Sequence[str]) -> TokenBatch:
+        assert self.tokenizer is not None, "a text tower without its tokenizer"
         return token_batch(self.tokenizer.ids(texts))
 
     def forward(self, batch: TokenBatch) -> Float[Tensor, "T D"]:

@@ -24,10 +24,10 @@ from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor, nn
 
 from villa_dist.config import ImageTowerConfig
-from villa_dist.encoders import parts
-from villa_dist.encoders.hf_library import build
+from villa_dist.encoders.parts import adaptive_roi_align, crops, spans, to_inputs
 from villa_dist.encoders.preprocess import (
     Placement,
+    Preprocess,
     Size,
     dense_placement,
     normalise,
@@ -35,22 +35,21 @@ from villa_dist.encoders.preprocess import (
     sizes_of,
     whole_placement,
 )
-from villa_dist.encoders.published import Published
 
 CHUNK = 256  # regions or images encoded at once where no gradient is kept, which bounds memory
 Images = Sequence[Float[Tensor, "3 h w"]]
 
 
 class HFImageTower(nn.Module):
-    """`dim` is the width of embeddings, `feature_dim` that of features before `projection`."""
+    """`dim` is the width of embeddings, `feature_dim` that of features before `projection`. model: the library's tower."""
 
-    def __init__(self, config: ImageTowerConfig, published: Published, attention: str = "sdpa") -> None:
+    def __init__(self, config: ImageTowerConfig, family: str, preprocess: Preprocess, dim: int, model: Any) -> None:
         super().__init__()
-        self.config, self.family, self.preprocess = config, published.family, published.preprocess
-        self.model: Any = build(published.family, "vision", published.architecture, attention)
+        self.config, self.family, self.preprocess = config, family, preprocess
+        self.model: Any = model
         vision = self.model.config
         self.patch, self.feature_dim = int(vision.patch_size), int(vision.hidden_size)
-        self.dim: int | None = published.dim
+        self.dim: int | None = dim
         self.side = config.size or self.preprocess.side
         self.prefix = 1 if self.family == "clip" else 0  # places before the patches: CLIP's class token
         positions = self.model.embeddings.position_embedding.weight.shape[0] - self.prefix
@@ -75,7 +74,7 @@ class HFImageTower(nn.Module):
     ) -> Float[Tensor, "M F"]:
         """M parts of images, each as an image."""
         found = []
-        for span in parts.spans(len(placements), CHUNK):
+        for span in spans(len(placements), CHUNK):
             images = self.inputs(pixels, image_of[span], placements[span])
             # no image at all still goes through every layer, as other ranks' do; the library takes no empty batch
             black = torch.zeros(3, self.patch, self.patch, device=pixels.device)
@@ -110,11 +109,11 @@ class HFImageTower(nn.Module):
         """Boxes in pixels of the images."""
         every = sizes_of(pixels, sizes)
         if self.config.regions == "crops":
-            placed = parts.crops(every, boxes, image_of, self.config, self.preprocess, self.patch)
+            placed = crops(every, boxes, image_of, self.config, self.preprocess, self.patch)
             return self.encode(pixels, image_of.tolist(), placed)
         placements = [dense_placement(s, self.side, self.patch, self.config.shape) for s in every]
         maps = self.feature_map(self.inputs(pixels, range(len(every)), placements))
-        return self.regions(maps, parts.to_inputs(boxes, image_of, placements), image_of)
+        return self.regions(maps, to_inputs(boxes, image_of, placements), image_of)
 
     def feature_map(self, images: Images) -> Float[Tensor, "N C h w"]:
         """Of stride `patch`. Beyond the edge of a smaller image its last row and column go on, as RoIAlign would clamp."""
@@ -134,9 +133,9 @@ class HFImageTower(nn.Module):
     ) -> Float[Tensor, "R F"]:
         """Boxes in pixels of the input."""
         found = []
-        for span in parts.spans(len(boxes), CHUNK):
+        for span in spans(len(boxes), CHUNK):
             bins = self.config.roi_bins
-            cut = parts.adaptive_roi_align(maps, boxes[span], image_of[span], bins, self.patch).flatten(2)
+            cut = adaptive_roi_align(maps, boxes[span], image_of[span], bins, self.patch).flatten(2)
             found.append(cut.mean(2) if self.family == "clip" else self.attention_pool(cut.transpose(1, 2), None))
         return torch.cat(found)
 

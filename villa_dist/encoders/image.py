@@ -125,6 +125,13 @@ class ConvTower(nn.Module):
     ) -> Float[Tensor, "R F"]:
         return self.regions(self.feature_map(to_unit_range(pixels)), boxes, image_of)
 
+    def encode_both(
+        self, pixels: UInt8[Tensor, "N 3 H W"], boxes: Float[Tensor, "R 4"], image_of: Int[Tensor, " R"]
+    ) -> tuple[Float[Tensor, "N F"], Float[Tensor, "R F"]]:
+        """Whole images and regions from one map."""
+        maps = self.feature_map(to_unit_range(pixels))
+        return self.whole(maps), self.regions(maps, boxes, image_of)
+
 
 def _clip_rn50(config: ImageTowerConfig, published: Published | None, attention: str) -> nn.Module:
     from villa_dist.encoders.clip_rn50 import ClipResNetTower, ResNetSizes
@@ -134,10 +141,12 @@ def _clip_rn50(config: ImageTowerConfig, published: Published | None, attention:
 
 
 def _hf(config: ImageTowerConfig, published: Published | None, attention: str) -> nn.Module:
-    from villa_dist.encoders.hf_image import HFImageTower  # transformers takes seconds to import
+    from villa_dist.encoders.hf_image import HFImageTower
+    from villa_dist.encoders.hf_library import build  # transformers takes seconds to import
 
     assert published is not None
-    return HFImageTower(config, published, attention)
+    model = build(published.family, "vision", published.architecture, attention)
+    return HFImageTower(config, published.family, published.preprocess, published.dim, model)
 
 
 # all are nn.Modules that keep to ImageTower; those of a checkpoint are built with random weights

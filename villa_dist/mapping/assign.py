@@ -12,6 +12,7 @@ from villa_dist.config import PairsConfig
 from villa_dist.mapping.evidence import ALONE
 
 ROUNDS, ENOUGH = 50, 0.999  # of transport
+FAINT = 1e-6  # objectness below this counts as this
 
 
 def assign(
@@ -37,6 +38,18 @@ def assign(
         return (score_RA > best_A - config.epsilon) | (score_RA == best_A)
     cut = config.threshold if config.assign != "calibrated" or threshold_A is None else threshold_A
     return (score_RA >= cut) | (score_RA == best_A)
+
+
+def weighed(
+    score_RA: Float[np.ndarray, "R A"], objectness_R: Float[np.ndarray, " R"], weight: float, *, chances: bool
+) -> Float[np.ndarray, "R A"]:
+    """Scores with `weight` x log of the objectness, as a share of the image's highest: of probabilities a factor of at most
+    1, of others (`chances` false) a term of at most 0. The most object-like region keeps its scores."""
+    if not len(objectness_R):
+        return score_RA
+    share_R = np.maximum(objectness_R, FAINT) / max(float(objectness_R.max()), FAINT)
+    prior_R1 = (weight * np.log(share_R))[:, None].astype(np.float32)
+    return score_RA * np.exp(prior_R1) if chances else score_RA + prior_R1
 
 
 def transport(p_RA: Float[np.ndarray, "R A"], group_A: Int[np.ndarray, " A"]) -> Float[np.ndarray, "R A"]:

@@ -1,4 +1,4 @@
-"""Losses that fit a mapping from image-level mentions, beside the paper's contrast (`villa_dist.losses`).
+"""Losses that fit a mapping from image-level mentions, beside the paper's contrast (contrast.py).
 
 Letters: I images, R regions, A attributes. On several ranks each holds equally many images and the same attributes as
 columns; every loss is that of the global batch.
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from villa_dist.config import MappingConfig
 from villa_dist.distributed import gather_rows, sum_over_ranks
-from villa_dist.losses import NEGATIVE_INFINITY, image_attribute_logits, mapping_contrast
+from villa_dist.mapping.contrast import NEGATIVE_INFINITY, image_attribute_logits, mapping_contrast
 from villa_dist.mapping.evidence import Chances, Evidence, log_any
 
 NOISY_OR_WEIGHT = 0.3  # beside the negative-unlabelled risk in `both`

@@ -57,6 +57,27 @@ def class_nms(
     return joined[np.argsort(-scores[joined], kind="stable")][:limit]
 
 
+def soft_nms(
+    boxes: Float[np.ndarray, "K 4"], scores: Float[np.ndarray, " K"], decay: float, threshold: float, limit: int
+) -> Int[np.ndarray, " M"]:
+    """Indices of the boxes kept, in the order they are chosen, at most `limit` of them (Bodla et al., ICCV 2017, linear).
+
+    Each time the best box is kept, the score of every box whose IoU with it is over `decay` is multiplied by 1 - IoU, and
+    a box whose IoU is over `threshold` is dropped. Scores are at least 0; equal ones go by index, lower first.
+    """
+    left, score = boxes.astype(np.float64), scores.astype(np.float64)
+    place, size, kept = np.arange(len(left)), area(left), list[int]()
+    while len(kept) < limit and len(place):
+        best = int(score.argmax())
+        kept.append(int(place[best]))
+        overlap = _overlap(left, size, np.array([best]), np.arange(len(left)))[0]
+        score = np.where(overlap > decay, score * (1 - overlap), score)
+        stays = overlap <= threshold
+        stays[best] = False
+        left, score, place, size = left[stays], score[stays], place[stays], size[stays]
+    return np.array(kept, np.int64)
+
+
 def blocked_nms(
     boxes: Float[np.ndarray, "K 4"], scores: Float[np.ndarray, " K"], threshold: float, limit: int
 ) -> Int[np.ndarray, " M"]:

@@ -15,8 +15,10 @@ from jaxtyping import Float, UInt8
 from shards.errors import ShardError
 from villa_dist.config import RegionsConfig
 from villa_dist.regions.boxes import area, clip, large_enough
-from villa_dist.regions.nms import nms
+from villa_dist.regions.nms import soft_nms
 from villa_dist.types import RegionSet
+
+OVERLAP = 0.4  # IoU with a better box, over which a box is ranked lower
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +61,8 @@ def regions_of(proposer: Proposer, config: RegionsConfig, photos: Sequence[Photo
 
 
 def keep(raw: RegionSet, config: RegionsConfig, photo: Photo, *, ranked: bool) -> Kept:
-    """Boxes inside the photo; of ranked ones those of `min_size` that survive `nms_iou`, at most `top_k`, best first.
+    """Boxes inside the photo; of ranked ones those of `min_size` whose IoU with a better one is at most `nms_iou`, at most
+    `top_k`, best first, each ranked lower the more it overlaps better ones.
 
     With `keep_whole_image` the photo itself comes last, objectness 0, unless a box already is the photo.
     """
@@ -76,7 +79,7 @@ def keep(raw: RegionSet, config: RegionsConfig, photo: Photo, *, ranked: bool) -
         inside &= large_enough(boxes, least_side(config.min_size, photo.width, photo.height))
     boxes, objectness = boxes[inside], objectness[inside]
     if ranked:
-        best = nms(boxes, objectness, config.nms_iou, config.top_k)
+        best = soft_nms(boxes, objectness, OVERLAP, config.nms_iou, config.top_k)
         boxes, objectness = boxes[best], objectness[best]
     if config.keep_whole_image and photo.width and photo.height:
         boxes, objectness = with_whole(boxes, objectness, photo)

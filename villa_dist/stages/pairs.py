@@ -21,7 +21,7 @@ from shards.errors import ShardError
 from shards.reader import BaseShard, embeddings_of, read_sidecar
 from villa_dist import models
 from villa_dist.encoders.precision import best_device
-from villa_dist.mapping.assign import assign
+from villa_dist.mapping.assign import assign, weighed
 from villa_dist.mapping.quality import Monitor
 from villa_dist.observe import Timers
 from villa_dist.stages.base import StageRequest, commit_sidecar
@@ -36,6 +36,7 @@ class Known:
     """What sidecars say of the N images of a shard."""
 
     boxes: list[np.ndarray]  # N times r x 4
+    objectness: list[np.ndarray]  # N times r
     mentions: list[np.ndarray]  # N times a, int64
     pixels: list[int]  # N
 
@@ -45,6 +46,7 @@ class Images:
     """A run of images on the way to pairs. N images, R regions of them all."""
 
     boxes: list[np.ndarray]  # N times r x 4
+    objectness: list[np.ndarray]  # N times r
     mentions: list[np.ndarray]  # N times a, int64
     feature: Tensor  # R x E
 
@@ -64,6 +66,7 @@ class PairsStage:
         place = request.params["vlm"]
         self.vlm = models.load_vlm(place, best_device()) if place else None
         self.finder: Finder | None = None
+        self.chances = self.config.mapping.loss != "contrastive"  # whether scores are probabilities
 
     def read_ahead(self, shard: str) -> None:
         if self.vlm is None or self.embeddings.find_marker(shard) is None:
@@ -76,7 +79,7 @@ class PairsStage:
             known = self._known(shard, base)
             feature = self._feature(shard, known)
         images: list[RegionAttributePairs] = []
-        monitor = Monitor(len(base), self.config.mapping.loss != "contrastive")
+        monitor = Monitor(len(base), self.chances)
         counts: dict[str, float] = {"regions": 0, "mentions": 0, "decoded": 0 if feature is not None else len(base)}
         if known is not None and feature is not None:
             runs = self._stored(known, feature)
@@ -109,10 +112,12 @@ class PairsStage:
         table = read_sidecar(self.regions, shard, sidecar.REGIONS)
         sidecar.check_aligned(table, base.keys, self.regions.store.path(shard))
         boxes, box_at = sidecar.list_column(table, "boxes")
+        objectness = sidecar.list_column(table, "objectness")[0]
         mentioned, mentioned_at = sidecar.list_column(table, "attributes")
         rows = range(len(base))
         return Known(
             [boxes[box_at[i] : box_at[i + 1]] for i in rows],
+            [objectness[box_at[i] : box_at[i + 1]] for i in rows],
             [mentioned[mentioned_at[i] : mentioned_at[i + 1]].astype(np.int64) for i in rows],
             (table["width"].to_numpy().astype(np.int64) * table["height"].to_numpy()).tolist(),
         )
@@ -140,7 +145,7 @@ class PairsStage:
             rows = slice(run.start, run.stop)
             boxes = known.boxes[rows]
             regions = sum(map(len, boxes))
-            yield Images(boxes, known.mentions[rows], feature[first : first + regions])
+            yield Images(boxes, known.objectness[rows], known.mentions[rows], feature[first : first + regions])
             first += regions
 
     def _looked_at(self, base: BaseShard, known: Known | None, timers: Timers) -> Iterator[Images]:
@@ -151,15 +156,15 @@ class PairsStage:
         for window in windows(base, self.config, timers, pixels=True):
             if known is not None:
                 rows = slice(window[0].row, window[-1].row + 1)
-                boxes, mentions = known.boxes[rows], known.mentions[rows]
+                boxes, objectness, mentions = known.boxes[rows], known.objectness[rows], known.mentions[rows]
             else:
                 assert self.finder is not None
                 found = self.finder.of(base.shard, window, given, timers)
-                boxes = [f.boxes for f in found]
+                boxes, objectness = [f.boxes for f in found], [f.objectness for f in found]
                 mentions = [f.mentions.ids.astype(np.int64) for f in found]
             with timers.time("embed"):
                 feature = self._embed(window, boxes, base.place)
-            yield Images(boxes, mentions, feature)
+            yield Images(boxes, objectness, mentions, feature)
 
     def _embed(self, window: Sequence[Sample], boxes: Sequence[np.ndarray], place: str) -> Tensor:
         """R x E by the mapping's own tower, or as the embeddings sidecar of the frozen VLM would hold them."""
@@ -175,6 +180,11 @@ class PairsStage:
             scores = self.model.score_images(some.feature, counts, some.mentions)
         monitor.see(some.feature.split(counts), some.mentions, scores)
         groups, thresholds, config = self.model.groups, self.model.thresholds, self.config.pairs
+        if config.objectness:
+            scores = [
+                weighed(score_RA, objectness_R, config.objectness, chances=self.chances)
+                for score_RA, objectness_R in zip(scores, some.objectness, strict=True)
+            ]
         return [
             kept_pairs(boxes, ids, score_RA, assign(score_RA, config, thresholds[ids], groups[ids]))
             for boxes, ids, score_RA in zip(some.boxes, some.mentions, scores, strict=True)

@@ -34,6 +34,10 @@ class Found:
     def boxes(self) -> np.ndarray:
         return self.kept.regions.boxes
 
+    @property
+    def objectness(self) -> np.ndarray:
+        return self.kept.regions.objectness
+
 
 class Finder:
     """Made once in a worker; `of` looks at the windows of one shard after another."""

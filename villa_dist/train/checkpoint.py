@@ -11,9 +11,9 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -27,13 +27,18 @@ PREFIX = "step-"
 
 @dataclass(frozen=True)
 class TrainState:
-    """Where training stands: `step` global batches of the stream named by the other fields are in the weights."""
+    """Where training stands: `step` global batches of the stream named by the other fields are in the weights.
+
+    world: ranks that wrote it; 0 where that was not recorded. measured: what was known of it when it was saved.
+    """
 
     step: int
     seed: int
     batch_images: int
     manifest: str  # digest of the data's manifest
     fingerprint: str  # of the job's config
+    world: int = 0
+    measured: dict[str, float] = field(default_factory=dict)
 
 
 def tag(step: int) -> str:
@@ -78,10 +83,18 @@ def read_marker(folder: Path) -> tuple[TrainState, dict[str, dict[str, Any]]]:
     if not marker.is_file():
         raise ValueError("it has no marker: the save was cut off")
     try:
-        content = json.loads(marker.read_text(encoding="utf-8"))
+        return parse_marker(marker.read_bytes())
+    except OSError as error:
+        raise ValueError(f"its marker is damaged ({error})") from error
+
+
+def parse_marker(data: bytes) -> tuple[TrainState, dict[str, dict[str, Any]]]:
+    """Raises: ValueError saying what is wrong with it."""
+    try:
+        content = json.loads(data)
         recorded = content.pop("sha256")
         state, files = TrainState(**content["state"]), dict(content["files"])
-    except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"its marker is damaged ({error})") from error
     if recorded != canonical_sha256(content):
         raise ValueError("its marker is damaged (it does not have its own digest)")
@@ -116,6 +129,12 @@ def newest(folder: Path) -> tuple[Path, TrainState] | None:
     return None
 
 
+def reached(folder: Path) -> int:
+    """The step of the newest checkpoint that has a marker, without a look at its files; 0 where there is none."""
+    steps = [p.parent.name.removeprefix(PREFIX) for p in folder.glob(f"{PREFIX}*/{MARKER}")]
+    return max((int(s) for s in steps if s.isdigit()), default=0)
+
+
 @contextmanager
 def save_errors(place: str) -> Iterator[None]:
     """`storage_errors` for torch.save, whose writer reports a full disk as a RuntimeError of its own."""
@@ -123,7 +142,9 @@ def save_errors(place: str) -> Iterator[None]:
         with storage_errors(place):
             yield
     except RuntimeError as error:
-        if not any(said in str(error) for said in ("inline_container", "PytorchStreamWriter", "file write failed")):
+        if not any(
+            said in str(error) for said in ("inline_container", "PytorchStreamWriter", "file write failed", "iostream")
+        ):
             raise
         raise StorageFullError(
             f"the checkpoint {place} could not be written whole, as when no space is left on the device: the one before it "
@@ -131,18 +152,47 @@ def save_errors(place: str) -> Iterator[None]:
         ) from error
 
 
-def writers(folder: Path) -> int:
-    """How many workers wrote a checkpoint under ZeRO; 0 where that cannot be told."""
-    return len(list(folder.glob("*optim_states.pt")))
+def writers(folder: Path, state: TrainState) -> int:
+    """How many ranks wrote a checkpoint; 0 where it does not matter: without ZeRO one file holds all."""
+    files = len(list(folder.glob("*optim_states.pt")))
+    return state.world or files if files else 0
 
 
-def prune(folder: Path, keep: int) -> None:
-    """Remove all but the newest `keep` whole checkpoints, and torn ones older than those. Markers go first."""
-    sealed = sorted(p for p in folder.glob(f"{PREFIX}*") if (p / MARKER).is_file())
+def kept(states: Mapping[str, TrainState], keep: int, best: str | None) -> set[str]:
+    """Which of some checkpoints, by their tags, stay: the newest `keep`, and the best by a metric they were saved with.
+
+    A metric whose name holds "loss" is better when it is lower, any other when it is higher; of equals the later one.
+    """
+    stays = set(sorted(states)[-keep:])
+    ranked = [(s.measured[best], name) for name, s in states.items() if best is not None and best in s.measured]
+    if ranked:
+        sign = -1.0 if "loss" in str(best) else 1.0
+        stays.add(max((sign * value, name) for value, name in ranked)[1])
+    return stays
+
+
+def prune(folder: Path, keep: int, best: str | None = None, spare: Collection[str] = ()) -> None:
+    """Remove all but the newest `keep` whole checkpoints, the best one and those in `spare` (in use), and torn ones older
+    than the newest. Markers go first."""
+    sealed = {p.name: _state(p) for p in folder.glob(f"{PREFIX}*") if (p / MARKER).is_file()}
+    stays = kept({name: state for name, state in sealed.items() if state}, keep, best)
+    stays |= set(sorted(sealed)[-keep:]) | set(spare)
     if len(sealed) < keep:
         return
-    oldest_kept = sealed[-keep:][0].name
+    oldest_kept = sorted(sealed)[-keep:][0]
     for path in folder.glob(f"{PREFIX}*"):
-        if path.name < oldest_kept:
-            (path / MARKER).unlink(missing_ok=True)
-            shutil.rmtree(path, ignore_errors=True)
+        if path.name < oldest_kept and path.name not in stays:
+            remove(path)
+
+
+def _state(folder: Path) -> TrainState | None:
+    try:
+        return read_marker(folder)[0]
+    except ValueError:
+        return None
+
+
+def remove(folder: Path) -> None:
+    """Remove a checkpoint, its marker first, so that what a crash leaves of it is not taken for whole."""
+    (folder / MARKER).unlink(missing_ok=True)
+    shutil.rmtree(folder, ignore_errors=True)

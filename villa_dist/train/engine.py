@@ -6,20 +6,31 @@ collectives, which want a compiler, are switched off before they are looked for.
 
 from __future__ import annotations
 
+import argparse
+import contextlib
 import logging
+import math
 import os
+import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
+from shards.errors import VillaError
 from villa_dist.config import OptimConfig
 from villa_dist.distributed import world_size
+
+FROZEN = "frozen.pt"
+DISABLED = "TORCHDYNAMO_DISABLE"
 
 
 def init_process_group() -> None:
     """Join the process group of RANK, WORLD_SIZE and MASTER_ADDR through DeepSpeed (gloo on a CPU, nccl on a GPU)."""
+    if torch.cuda.is_available():  # collectives before the engine is made must not meet on one device
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
     _deepspeed().init_distributed(dist_backend="nccl" if torch.cuda.is_available() else "gloo", verbose=False)
 
 
@@ -33,6 +44,20 @@ def _deepspeed() -> Any:
     if not torch.cuda.is_available():
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     return deepspeed
+
+
+@contextlib.contextmanager
+def _no_compiler() -> Iterator[None]:
+    """DeepSpeed decorates an optimizer that is not used here with torch.compile, which would import all of inductor: more
+    than a CPU-second of every rank's start."""
+    before = os.environ.get(DISABLED)
+    os.environ[DISABLED] = "1"
+    try:
+        yield
+    finally:
+        del os.environ[DISABLED]
+        if before is not None:
+            os.environ[DISABLED] = before
 
 
 class Engine:
@@ -56,7 +81,8 @@ class Engine:
             "steps_per_print": 1 << 60,
             "wall_clock_breakdown": False,
         }
-        self.raw, *_ = _deepspeed().initialize(model=module, optimizer=optimizer, config=settings)
+        with _no_compiler():
+            self.raw, *_ = _deepspeed().initialize(model=module, optimizer=optimizer, config=settings)
 
     @property
     def module(self) -> nn.Module:
@@ -77,6 +103,12 @@ class Engine:
         self.raw.backward(loss)
         self.raw.step()
 
+    @property
+    def grad_norm(self) -> float | None:
+        """The norm of the last step's gradients over all ranks, before they were clipped; None before the first step."""
+        norm = self.raw.get_global_grad_norm()
+        return None if norm is None else float(norm)
+
     def save(self, folder: Path, tag: str, state: dict[str, Any]) -> None:
         """Write this rank's part of `<folder>/<tag>`; all ranks call it. `latest` is not written: it is derived."""
         self.raw.save_checkpoint(str(folder), tag=tag, client_state={"villa": state}, save_latest=False)
@@ -84,6 +116,32 @@ class Engine:
     def load(self, folder: Path, tag: str) -> dict[str, Any]:
         """Restore weights, optimizer and our state. DeepSpeed unpickles here: the caller checks digests first."""
         _, client = self.raw.load_checkpoint(str(folder), tag=tag)
+        state: dict[str, Any] = client["villa"]
+        return state
+
+    def load_universal(self, folder: Path, tag: str) -> dict[str, Any]:
+        """The same from what `to_universal` has left in `<folder>/<tag>`, for any number of ranks.
+
+        DeepSpeed restores weights and moments right, and three things wrong in silence: what is not trained (the caller
+        loads `frozen_state` before the engine is made), and at stage 3 the hyperparameters of all groups, which become
+        those of the first, and the step counts, which become one tensor that every part of the optimizer counts up.
+        """
+        groups = self.raw.optimizer.param_groups
+        own = [{k: v for k, v in group.items() if k != "params"} for group in groups]
+        self.raw._config.load_universal_checkpoint = True
+        logging.getLogger("DeepSpeed").setLevel(logging.ERROR)  # it would warn of what is not used here
+        try:
+            _, client = self.raw.load_checkpoint(str(folder), tag=tag)
+        except IndexError as error:
+            raise VillaError(
+                f"{folder} cannot be cut for {world_size()} workers: one of them would hold no part of the smallest "
+                "group of weights; set `workers` lower"
+            ) from error
+        finally:
+            self.raw._config.load_universal_checkpoint = False
+            logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+        _restore_groups(groups, own)
+        _separate_steps(self.raw.optimizer.optimizer)
         state: dict[str, Any] = client["villa"]
         return state
 
@@ -96,3 +154,74 @@ class Engine:
 
     def close(self) -> None:
         self.raw.destroy()
+
+
+def _restore_groups(groups: list[dict[str, Any]], own: list[dict[str, Any]]) -> None:
+    """The config's hyperparameters are those of the checkpoint too: its fingerprint says so."""
+    for group, values in zip(groups, own, strict=True):
+        group.update(values)
+
+
+def _separate_steps(optimizer: torch.optim.Optimizer) -> None:
+    for state in optimizer.state.values():
+        if torch.is_tensor(state.get("step")):
+            state["step"] = state["step"].clone()
+
+
+def to_universal(source: Path, target: Path) -> None:
+    """Write a ZeRO checkpoint as DeepSpeed's universal checkpoint, which any number of ranks can read, and beside it
+    `frozen_state`. Called by one rank, in its own process: DeepSpeed's converter would start others."""
+    _deepspeed()
+    from deepspeed.checkpoint import ds_to_universal
+
+    target.mkdir(parents=True)
+    arguments = argparse.Namespace(
+        input_folder=str(source),
+        output_folder=str(target),
+        num_extract_workers=1,
+        num_merge_workers=1,
+        keep_temp_folder=False,
+        strict=True,
+        inject_missing_state=True,
+    )
+    with contextlib.ExitStack() as quiet:
+        nowhere = quiet.enter_context(open(os.devnull, "w", encoding="utf-8"))
+        quiet.enter_context(contextlib.redirect_stdout(nowhere))
+        quiet.enter_context(contextlib.redirect_stderr(nowhere))
+        ds_to_universal.main(arguments)
+    torch.save(_untrained(source), target / FROZEN)
+
+
+def _untrained(source: Path) -> dict[str, torch.Tensor]:
+    """Buffers and frozen parameters of a checkpoint, whole."""
+    paths = sorted(source.glob("*model_states.pt"), key=lambda p: [int(n) for n in re.findall(r"\d+", p.name)])
+    ranks = [torch.load(p, map_location="cpu", weights_only=False, mmap=True) for p in paths]
+    first, module = ranks[0], ranks[0]["module"]
+    trained = {name for group in first["param_shapes"] for name in group}
+    if not paths[0].name.startswith("zero_pp_rank_"):  # below stage 3 the module is whole in one file
+        return {name: value.clone() for name, value in module.items() if name not in trained}
+    found = {name: module[name].clone() for name in first["buffer_names"] if name in module}
+    for name, shape in first["frozen_param_shapes"].items():
+        parts = torch.cat([r["frozen_param_fragments"][name].flatten() for r in ranks])
+        found[name] = parts[: math.prod(shape)].reshape(shape).clone()
+    return found
+
+
+def frozen_state(folder: Path, tag: str) -> dict[str, torch.Tensor]:
+    """What a universal checkpoint holds of the module besides its trained parameters; to be loaded before `Engine`."""
+    state: dict[str, torch.Tensor] = torch.load(folder / tag / FROZEN, map_location="cpu", weights_only=True)
+    return state
+
+
+def consolidated(folder: Path, tag: str) -> dict[str, torch.Tensor]:
+    """All weights and buffers of `<folder>/<tag>` in fp32 on the CPU, whatever the ZeRO stage and the number of ranks.
+
+    It unpickles: the caller checks digests first.
+    """
+    if not any((folder / tag).glob("*optim_states.pt")):  # stage 0: every rank held everything
+        content = torch.load(folder / tag / "mp_rank_00_model_states.pt", map_location="cpu", weights_only=False)
+        return dict(content["module"])
+    _deepspeed()
+    from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
+
+    return dict(get_fp32_state_dict_from_zero_checkpoint(str(folder), tag=tag))

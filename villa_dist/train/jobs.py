@@ -11,6 +11,7 @@ from itertools import islice
 import numpy as np
 import pyarrow as pa
 import torch
+from jaxtyping import Float
 from torch import nn
 
 from shards import manifest, sidecar
@@ -21,16 +22,17 @@ from shards.sample import ALL, bound, chosen
 from shards.store import Store
 from villa_dist import models
 from villa_dist.attributes import vocabulary
-from villa_dist.config import Config, OptimConfig
+from villa_dist.config import Config, OptimConfig, TrainConfig
 from villa_dist.data.loader import Draws, Recipe
 from villa_dist.data.samples import Samples
 from villa_dist.encoders.precision import best_device
 from villa_dist.mapping.model import MappingModel
 from villa_dist.mapping.rates import positive_share, rates
-from villa_dist.train import lessons
+from villa_dist.train import lessons, near
 from villa_dist.train.calibration import calibrated
 from villa_dist.train.loop import JobParts, run_job
 from villa_dist.train.objective import MappingObjective, RegionObjective, WholeObjective, join_prompts
+from villa_dist.train.validate import Validation
 from villa_dist.vlm.model import RegionVLM
 
 EMBED_ATTRIBUTES = 512  # at once
@@ -88,14 +90,37 @@ def run_request(request: TrainRequest) -> None:
 def one_to_one(config: Config) -> JobParts:
     samples = _samples(config, None)
     vlm = RegionVLM(config.model)
-    return JobParts(WholeObjective(vlm), samples, _vlm_of, models.vlm_description(vlm), models.vlm_files(vlm))
+    check = validation(config, config.pretrain)
+    return JobParts(
+        WholeObjective(vlm), samples, _vlm_of, models.vlm_description(vlm), models.vlm_files(vlm), validate=check
+    )
 
 
 def region_vlm(config: Config, pairs: str) -> JobParts:
     words = vocabulary.read(Store(config.run))
     vlm = RegionVLM(config.model)
-    samples, objective = _samples(config, pairs), RegionObjective(vlm, words.prompts)
-    return JobParts(objective, samples, _vlm_of, models.vlm_description(vlm), models.vlm_files(vlm))
+    samples = _samples(config, pairs, texts=config.train.whole_weight > 0)
+    objective = RegionObjective(vlm, words.prompts, config.train, near_reference(config.train, vlm, words))
+    check = validation(config, config.train)
+    return JobParts(objective, samples, _vlm_of, models.vlm_description(vlm), models.vlm_files(vlm), validate=check)
+
+
+def validation(config: Config, optim: OptimConfig) -> Validation | None:
+    """Retrieval to measure while a VLM trains, where it is asked for."""
+    if optim.validate_steps is None:
+        return None
+    store = Store(config.run)
+    words = vocabulary.read(store) if store.exists(vocabulary.NAME) else None
+    return Validation(config.run, words, optim.validate_images, config.data.max_pixels)
+
+
+def near_reference(
+    train: TrainConfig, vlm: RegionVLM, words: vocabulary.Vocabulary
+) -> Float[torch.Tensor, "V D"] | None:
+    """By the text tower as published. One trained from scratch cannot tell yet what is near: nothing is."""
+    if vlm.published is None or train.near_duplicates is None or train.loss == "infonce":
+        return None
+    return near.reference(attribute_embeddings(vlm, words), train.near_duplicates)
 
 
 def mapping(config: Config) -> JobParts:
@@ -201,8 +226,8 @@ def _surveyed(config: Config, below: int) -> Iterator[tuple[str, pa.Table]]:
         yield shards[index], read_sidecar(folder, shards[index], sidecar.REGIONS)
 
 
-def _samples(config: Config, stage: str | None) -> Samples:
-    samples = Samples(f"{config.run}/train", stage, images=True, max_pixels=config.data.max_pixels)
+def _samples(config: Config, stage: str | None, *, texts: bool = False) -> Samples:
+    samples = Samples(f"{config.run}/train", stage, images=True, max_pixels=config.data.max_pixels, texts=texts)
     if samples.manifest.total == 0:
         raise VillaError("the train split holds no sample; see its quarantine for why each was refused")
     return samples

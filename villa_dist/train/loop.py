@@ -3,37 +3,41 @@
 <run>/models/<job>/config.json            what the job is bound to
 <run>/models/<job>/checkpoints/step-…/    DeepSpeed checkpoints with our marker
 <run>/models/<job>/metrics.jsonl          one line a logged step
+<run>/models/<job>/tensorboard/           the same for TensorBoard
+<run>/models/<job>/ranks/                 what each rank is at, while it trains
+<run>/models/<job>/nonfinite/             the samples of a step whose loss was not finite
 <run>/models/<job>/model.safetensors      the weights, once done
 <run>/models/<job>/done.json              the commit marker, last
 """
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
-from shards.errors import VillaError
 from villa_dist import models
 from villa_dist.config import OptimConfig
 from villa_dist.data.loader import Batches, Recipe
 from villa_dist.data.samples import Samples
-from villa_dist.distributed import barrier, rank, world_size
-from villa_dist.names import CHECKPOINTS, METRICS
-from villa_dist.observe import LOG
-from villa_dist.train import checkpoint
+from villa_dist.distributed import rank, world_size
+from villa_dist.names import CHECKPOINTS
+from villa_dist.train import nonfinite, resume, signals
+from villa_dist.train.agree import agree, check_shared
 from villa_dist.train.checkpoint import TrainState
 from villa_dist.train.engine import Engine, init_process_group
-from villa_dist.train.journal import MetricsFile, messages_to
+from villa_dist.train.journal import messages_to
+from villa_dist.train.ledger import opened
+from villa_dist.train.metrics import Meter
+from villa_dist.train.pulse import Pulse, watched_by
+from villa_dist.train.saving import Saver
 from villa_dist.train.schedule import warmup_cosine
-
-LOG_STEPS = 10
 
 Complete = Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]]
 
@@ -49,32 +53,38 @@ class JobParts:
     files: Mapping[str, bytes] = field(default_factory=dict)  # also saved beside them
     recipe: Recipe = field(default_factory=Recipe)  # beside what the optimizer's settings say
     complete: Complete | None = None  # adds to the weights before they are written
+    validate: Callable[[Any], dict[str, float]] | None = None  # measures what `export` picks, on all ranks at once
 
 
 def run_job(build: Callable[[], JobParts], config: OptimConfig, folder: str, seed: int, fingerprint: str) -> None:
     """Train for the config's steps or epochs, resuming from the newest whole checkpoint. Called once on every rank.
 
-    Raises: VillaError when the loss is not finite, or a checkpoint belongs to other data.
+    Raises: VillaError when the loss is not finite, or a checkpoint belongs to other data; Preempted when asked to stop.
     """
+    signals.listen()
     torch.set_num_threads(config.threads)
     init_process_group()
     torch.manual_seed(seed)
     with messages_to(Path(folder)) if rank() == 0 else nullcontext():
+        checkpoints = Path(folder) / CHECKPOINTS
+        check_shared(checkpoints)
         parts = build()
+        start = resume.find(checkpoints, config, parts.samples.manifest.digest, fingerprint)
+        start.load_frozen(parts.objective)
         engine = Engine(parts.objective, config)
         try:
-            train_steps(engine, parts, config, Path(folder), seed, fingerprint)
+            start.load(engine)
+            train_steps(engine, parts, config, Path(folder), seed, fingerprint, start.step)
         finally:
             engine.close()
 
 
 def train_steps(
-    engine: Engine, parts: JobParts, config: OptimConfig, folder: Path, seed: int, fingerprint: str
+    engine: Engine, parts: JobParts, config: OptimConfig, folder: Path, seed: int, fingerprint: str, start: int
 ) -> None:
-    checkpoints = folder / CHECKPOINTS
     data, steps = parts.samples.manifest.digest, config.steps_over(parts.samples.manifest.total)
-    start = resume(engine, checkpoints, data, fingerprint)
-    metrics = MetricsFile(folder / METRICS, start) if rank() == 0 else None
+    vlm = parts.export(engine.module)
+    meter = Meter(engine, vlm, config, folder, stage=parts.samples.stage, start=start, steps=steps)
     batches = Batches(
         parts.samples,
         seed=seed,
@@ -86,72 +96,49 @@ def train_steps(
         start=start,
         stop=steps,
     )
+    ledger = opened(folder.name, start)
+    begun = TrainState(start, seed, config.batch_images, data, fingerprint, world_size())
     engine.module.train()
-    clock, cpu, regions = time.perf_counter(), time.process_time(), 0
-    for step, batch in batches:
-        rate = warmup_cosine(step, steps, config.warmup_steps, config.learning_rate)
-        loss = engine(batch.to(engine.device))
-        if not bool(torch.isfinite(loss)):
-            raise VillaError(
-                f"the loss of {folder.name} is {loss.item()} at step {step} (seed {seed}, global batch "
-                f"{config.batch_images}); lower its learning_rate ({config.learning_rate}) and run again with --force"
-            )
-        engine.step(loss, rate)
-        regions += len(batch.boxes)
-        if metrics and ((step + 1) % LOG_STEPS == 0 or step + 1 == steps):
-            seconds = time.perf_counter() - clock
-            images = (step + 1 - start) * config.batch_images
-            metrics.write(
-                step=step + 1,
-                loss=round(loss.item(), 6),
-                learning_rate=rate,
-                images_per_second=round(images / seconds, 2),
-                regions_per_second=round(regions * world_size() / seconds, 2),
-                data_wait=round(batches.waited / seconds, 4),
-                cpu_seconds=round(time.process_time() - cpu, 2),
-            )
-        if (step + 1) % config.checkpoint_steps == 0 or step + 1 == steps:
-            state = TrainState(step + 1, seed, config.batch_images, data, fingerprint)
-            save(engine, checkpoints, state, config.keep_checkpoints)
-    weights = engine.full_state_dict()
-    if rank() == 0:
-        finish(engine, parts, weights, folder, fingerprint)
-    barrier()
+    with (
+        Pulse(folder, rank(), start, watch=watched_by(rank(), config.stall_minutes)) as pulse,
+        Saver(engine, folder / CHECKPOINTS, config, begun, ledger) as saver,
+    ):
+        for step, batch in pulse.each(batches):
+            seed_step(seed, step)
+            rate = warmup_cosine(step, steps, config.warmup_steps, config.learning_rate)
+            with meter.counting(step):
+                loss = engine(batch.to(engine.device))
+            with meter.counting(step):
+                engine.step(loss, rate)
+            verdict = agree(loss, engine.grad_norm, stop=signals.asked(), save=saver.overdue)
+            if verdict.nonfinite:
+                error = nonfinite.stopped(batches, step, loss.item(), engine.grad_norm, folder, config)
+                saver.close()
+                raise error
+            saver.stepped(loss)
+            if ledger:
+                ledger.trained(batches, step)
+            if parts.validate and config.validate_steps and (step + 1) % config.validate_steps == 0:
+                with pulse.during("validate"), meter.aside():
+                    meter.validated(saver.measured(parts.validate(vlm)))
+            meter.after(step, loss, rate, batch, batches.waited)
+            if saver.due(step + 1, steps) or verdict.save or verdict.stop:
+                with pulse.during("save"):
+                    saver.save(step + 1)
+            if verdict.stop and step + 1 < steps:
+                saver.close()
+                raise signals.preempted(folder.name, step + 1)
+        meter.close()
+        with pulse.during("end"):
+            weights = engine.full_state_dict()
+            if rank() == 0:
+                finish(engine, parts, weights, folder, fingerprint)
+            saver.close()
 
 
-def resume(engine: Engine, checkpoints: Path, data: str, fingerprint: str) -> int:
-    """The step to start from. Every rank scans by itself; the choice is the same, since saving ends with a barrier."""
-    found = checkpoint.newest(checkpoints)
-    barrier()  # nobody may prune or save before all have looked
-    if found is None:
-        return 0
-    path, state = found
-    if (state.manifest, state.fingerprint) != (data, fingerprint):
-        raise VillaError(
-            f"checkpoint {path} belongs to other data or another config (data {state.manifest}, config "
-            f"{state.fingerprint}; now {data}, {fingerprint}); set `run` to another folder, or repeat with --force"
-        )
-    wrote = checkpoint.writers(path)
-    if wrote not in (0, world_size()):
-        raise VillaError(
-            f"checkpoint {path} was written by {wrote} workers, and this job has {world_size()}; set its `workers` to "
-            f"{wrote} to continue it, or remove {checkpoints} to start it again"
-        )
-    engine.load(checkpoints, path.name)
-    if rank() == 0:
-        LOG.info("%s resumes at step %d", checkpoints.parent.name, state.step)
-    return state.step
-
-
-def save(engine: Engine, checkpoints: Path, state: TrainState, keep: int) -> None:
-    tag = checkpoint.tag(state.step)
-    with checkpoint.save_errors(str(checkpoints / tag)):
-        engine.save(checkpoints, tag, {"step": state.step})
-    barrier()
-    if rank() == 0:
-        checkpoint.seal(checkpoints / tag, state)
-        checkpoint.prune(checkpoints, keep)
-    barrier()
+def seed_step(seed: int, step: int) -> None:
+    """What a module draws in a step, such as dropout, is a function of (seed, step, rank): a resumed run draws the same."""
+    torch.manual_seed(int(np.random.SeedSequence([seed, step, rank()]).generate_state(1, np.uint64)[0] >> 1))
 
 
 def finish(engine: Engine, parts: JobParts, weights: dict[str, torch.Tensor], folder: Path, fingerprint: str) -> None:

@@ -4,7 +4,7 @@ WholeObjective    one-to-one: whole images with whole texts (pretrain)
 RegionObjective   regions with the distinct attributes of the global batch (train)
 MappingObjective  regions with the attributes their image's text mentions (fit-mapping)
 
-Letters: N images, R regions, T texts, V vocabulary, D embedding.
+Letters: N images, R regions, P pairs, T texts, V vocabulary, D embedding.
 """
 
 from __future__ import annotations
@@ -17,18 +17,21 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from villa_dist.attributes.extract import sentences
+from villa_dist.config import TrainConfig
 from villa_dist.data.loader import PairBatch
 from villa_dist.distributed import rank, world_size
 from villa_dist.encoders.text import TokenBatch
-from villa_dist.losses import Pairs, gather_texts, multi_positive
+from villa_dist.losses import Pairs, gather_texts, infonce, multi_positive, near_pairs, near_texts, sigmoid
+from villa_dist.losses.sigmoid import FIRST_BIAS
 from villa_dist.mapping.evidence import Evidence
 from villa_dist.mapping.losses import mapping_loss
 from villa_dist.mapping.model import MappingModel
-from villa_dist.vlm.model import RegionVLM
+from villa_dist.train.chunks import chunk_count, chunks, recomputed, refuse_batch_statistics
+from villa_dist.vlm.model import RegionVLM, group_mean
 
 
 class WholeObjective(nn.Module):
-    """InfoNCE between whole images and whole texts; a text is the mean of its distinct sentences' embeddings."""
+    """InfoNCE between whole images and whole texts."""
 
     def __init__(self, vlm: RegionVLM) -> None:
         super().__init__()
@@ -37,40 +40,106 @@ class WholeObjective(nn.Module):
     def forward(self, batch: PairBatch) -> Float[Tensor, ""]:
         assert batch.pixels is not None
         u_ND = self.vlm.embed_whole(batch.pixels, batch.sizes)
-        distinct: dict[str, int] = {}
-        said = [sorted({distinct.setdefault(s, len(distinct)) for s in sentences(t) or [t]}) for t in batch.texts]
-        sentence_SD = self.vlm.embed_texts(self.vlm.tokenize(list(distinct)))
-        device = u_ND.device
-        index = torch.tensor([s for ids in said for s in ids], device=device)
-        lengths = torch.tensor([len(ids) for ids in said])
-        text_of = torch.repeat_interleave(torch.arange(len(said)), lengths).to(device)
-        total_ND = sentence_SD.new_zeros(len(said), sentence_SD.shape[1]).index_add(0, text_of, sentence_SD[index])
-        v_TD = gather_texts(nn.functional.normalize(total_ND, dim=-1))
-        here = torch.arange(batch.images, device=device)
-        return multi_positive(u_ND, v_TD, self.vlm.scale, Pairs(here, here + rank() * batch.images))
+        return whole_contrast(self.vlm, u_ND, embed_whole_texts(self.vlm, batch.texts))
+
+
+def embed_whole_texts(vlm: RegionVLM, texts: Sequence[str]) -> Float[Tensor, "N D"]:
+    """A text is the unit mean of its distinct sentences' embeddings; each distinct sentence is encoded once."""
+    distinct: dict[str, int] = {}
+    said = [sorted({distinct.setdefault(s, len(distinct)) for s in sentences(t) or [t]}) for t in texts]
+    sentence_SD = vlm.embed_texts(vlm.tokenize(list(distinct)))
+    device = sentence_SD.device
+    index = torch.tensor([s for ids in said for s in ids], device=device)
+    lengths = torch.tensor([len(ids) for ids in said])
+    text_of = torch.repeat_interleave(torch.arange(len(said)), lengths).to(device)
+    return group_mean(sentence_SD[index], text_of, len(said))
+
+
+def whole_contrast(vlm: RegionVLM, u_ND: Float[Tensor, "N D"], text_ND: Float[Tensor, "N D"]) -> Float[Tensor, ""]:
+    """Image n of this rank goes with its text n, against all of the global batch."""
+    here = torch.arange(len(u_ND), device=u_ND.device)
+    return multi_positive(u_ND, gather_texts(text_ND), vlm.scale, Pairs(here, here + rank() * len(u_ND)))
 
 
 class RegionObjective(nn.Module):
-    """Multi-positive contrast of regions with attributes; each distinct attribute of the global batch is encoded
-    once, the work split evenly over the ranks."""
+    """Contrast of regions with attributes; each distinct attribute of the global batch is encoded once, the work split
+    evenly over the ranks. docs/training.md has the losses.
 
-    def __init__(self, vlm: RegionVLM, prompts: Sequence[Sequence[str]]) -> None:
+    reference: V x D, what tells near duplicates among the attributes (`near.reference`); None: none are looked for.
+    Raises: VillaError when `micro_images` is given and the tower normalises by its batch.
+    """
+
+    reference: Tensor | None
+    bias: nn.Parameter | None
+
+    def __init__(
+        self,
+        vlm: RegionVLM,
+        prompts: Sequence[Sequence[str]],
+        config: TrainConfig = TrainConfig(),
+        reference: Float[Tensor, "V D"] | None = None,
+    ) -> None:
         super().__init__()
         self.vlm = vlm
+        self.config = config
         self.prompts = [vlm.tokenize(list(p)) for p in prompts]
+        # one element, not a 0-dim tensor, as vlm.log_scale; other losses have no such parameter
+        self.bias = nn.Parameter(torch.full((1,), FIRST_BIAS)) if config.loss == "sigmoid" else None
+        self.register_buffer("reference", reference, persistent=False)
+        if config.micro_images:
+            refuse_batch_statistics(vlm, config.micro_images)
 
     def forward(self, batch: PairBatch) -> Float[Tensor, ""]:
-        assert batch.pixels is not None
-        u_RD = self.vlm.embed_regions(batch.pixels, batch.boxes, batch.image_of, batch.sizes)
+        u_RD, *whole = self.embed_images(batch)
         distinct = distinct_over_ranks(batch.attribute)
+        v_TD = self.embed_distinct(distinct, chunk_count(batch.images, self.config.micro_images))
+        pairs = Pairs(batch.region, torch.searchsorted(distinct, batch.attribute.contiguous()))
+        loss = self.contrast(u_RD, v_TD, pairs, distinct)
+        if whole:
+            loss = loss + self.config.whole_weight * whole_contrast(self.vlm, *whole)
+        return loss
+
+    def contrast(
+        self, u_RD: Float[Tensor, "R D"], v_TD: Float[Tensor, "T D"], pairs: Pairs, distinct: Int[Tensor, " t"]
+    ) -> Float[Tensor, ""]:
+        """The loss the config names. `infonce`, the paper's, takes near duplicates for negatives, and equal ones too."""
+        if self.config.loss == "infonce":
+            return infonce(u_RD, v_TD, self.vlm.scale, pairs)
+        ignored = None
+        if self.reference is not None and self.config.near_duplicates is not None:
+            near = near_texts(self.reference[distinct].float(), self.config.near_duplicates)
+            ignored = near_pairs(pairs, near, len(v_TD))
+        if self.bias is not None:
+            return sigmoid(u_RD, v_TD, self.vlm.scale, self.bias, pairs, ignored=ignored)
+        return multi_positive(u_RD, v_TD, self.vlm.scale, pairs, ignored=ignored)
+
+    def embed_images(self, batch: PairBatch) -> tuple[Tensor, ...]:
+        """Regions; and, where whole images count, images and their texts."""
+        if self.config.micro_images is None:
+            return self._embed_part(batch)
+        return recomputed(self._embed_part, chunks(batch, self.config.micro_images), batch.boxes)
+
+    def _embed_part(self, batch: PairBatch) -> tuple[Tensor, ...]:
+        assert batch.pixels is not None
+        regions = (batch.pixels, batch.boxes, batch.image_of, batch.sizes)
+        if not self.config.whole_weight:
+            return (self.vlm.embed_regions(*regions),)
+        u_ND, u_RD = self.vlm.embed_both(*regions)
+        return u_RD, u_ND, embed_whole_texts(self.vlm, batch.texts)
+
+    def embed_distinct(self, distinct: Int[Tensor, " t"], parts: int) -> Float[Tensor, "T D"]:
+        """Embeddings of the global batch's attributes, on every rank; at least one row."""
         world = world_size()
         per_rank = max(-(-len(distinct) // world), 1)
         padded = distinct.new_zeros(per_rank * world)
         padded[: len(distinct)] = distinct
         mine = padded[rank() * per_rank : (rank() + 1) * per_rank]
-        v_TD = gather_texts(self.embed_attributes(mine))[: max(len(distinct), 1)]
-        text = torch.searchsorted(distinct, batch.attribute.contiguous())
-        return multi_positive(u_RD, v_TD, self.vlm.scale, Pairs(batch.region, text))
+        if parts == 1:
+            part_TD = self.embed_attributes(mine)
+        else:
+            slices = mine.tensor_split(min(parts, per_rank))
+            (part_TD,) = recomputed(lambda ids: (self.embed_attributes(ids),), slices, mine)
+        return gather_texts(part_TD)[: max(len(distinct), 1)]
 
     def embed_attributes(self, ids: Int[Tensor, " T"]) -> Float[Tensor, "T D"]:
         tokens, group_of = join_prompts([self.prompts[i] for i in ids.tolist()])

@@ -87,6 +87,19 @@ class RegionVLM(nn.Module):
     ) -> Float[Tensor, "R D"]:
         return unit(self.projection(self.region_features(pixels, boxes, image_of, sizes)))
 
+    def embed_both(
+        self,
+        pixels: UInt8[Tensor, "N 3 H W"],
+        boxes: Float[Tensor, "R 4"],
+        image_of: Int[Tensor, " R"],
+        sizes: Int[Tensor, "N 2"] | None = None,
+    ) -> tuple[Float[Tensor, "N D"], Float[Tensor, "R D"]]:
+        """`embed_whole` and `embed_regions`, from one pass over the pixels where the tower has one input for both."""
+        if not hasattr(self.image, "encode_both"):
+            return self.embed_whole(pixels, sizes), self.embed_regions(pixels, boxes, image_of, sizes)
+        whole_NF, region_RF = self.image.encode_both(pixels, boxes, image_of)
+        return unit(self.projection(whole_NF)), unit(self.projection(region_RF))
+
     def tokenize(self, texts: Sequence[str]) -> TokenBatch:
         tokens: TokenBatch = self.text.tokenize(texts)
         return tokens

@@ -1,0 +1,9 @@
+"""Imported once by the server that ranks of the tests are forked from: DeepSpeed takes seconds to import."""
+
+import os
+
+os.environ["DS_ACCELERATOR"] = "cpu"
+os.environ.setdefault("DEEPSPEED_LOG_LEVEL", "error")
+import deepspeed  # noqa: F401
+
+import villa_dist.train.jobs  # noqa: F401
