@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 JOBS ?= 2
 
-.PHONY: quickstart test test-slow test-nodes lint bench setup clean
+.PHONY: quickstart test test-slow test-nodes lint bench sbom setup clean
 
 setup: $(READY)
 
@@ -36,6 +36,9 @@ lint: $(READY)
 bench: $(READY)
 	$(BIN)/python -m benchmarks.docmnist_generator
 	if [ -d runs/quickstart/train/pairs ]; then $(BIN)/python -m benchmarks.sidecar_size runs/quickstart; fi
+
+sbom: $(READY)
+	$(BIN)/python -m cluster.sbom >sbom.json
 
 clean:
 	rm -rf $(VENV) build *.egg-info

@@ -14,9 +14,10 @@ from typing import Annotated, Any
 import typer
 
 from cluster import shards_cli
-from cluster.commands import export, mine, plan, query
+from cluster.commands import export, mine, plan, query, submit
 from cluster.result import emit, keep_stdout
 from shards.errors import VillaError
+from shards.retry import scrub
 from shards.store import Store
 from villa_dist import __version__
 from villa_dist.config import Config
@@ -64,12 +65,12 @@ def _run_app() -> int:
         print("interrupted: what is committed stays; the same command resumes", file=sys.stderr)
         return INTERRUPTED
     except VillaError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {scrub(str(error))}", file=sys.stderr)
         return error.exit_code
     except Exception as error:  # noqa: BLE001
         show = getattr(error, "show", None)  # a usage error of click's
         if show is None:
-            traceback.print_exc()
+            print(scrub(traceback.format_exc()), end="", file=sys.stderr)
             return 1
         show()
         return int(getattr(error, "exit_code", 2))
@@ -82,29 +83,35 @@ def _interrupt(signum: int, frame: object) -> None:
 @contextmanager
 def pipeline(config: Config, force: bool) -> Iterator[Any]:
     """A pipeline on the runner that the config names, with the run's folder held."""
+    from cluster.lease import held
     from shards.lock import lock
     from villa_dist.pipeline import Pipeline
 
-    held = lock(config.run, "set `run` to another folder")
+    instead = "set `run` to another folder"
+    locked = lock(config.run, instead)  # of this machine: it goes with the process
     try:
-        if config.runner == "local":
-            from villa_dist.runner import LocalRunner
+        with held(config.run, instead):
+            if config.runner == "local":
+                from villa_dist.runner import LocalRunner
 
-            yield Pipeline(config, LocalRunner(), force=force)
-            return
-        from cluster.session import RaySession
+                yield Pipeline(config, LocalRunner(), force=force)
+                return
+            from cluster.session import RaySession
 
-        with RaySession(config.ray):
-            from cluster.runner import RayRunner
+            with RaySession(config.ray):
+                from cluster.runner import RayRunner
 
-            runner = RayRunner(config.ray)
-            yield Pipeline(config, runner, force=force)
-            runner.close()
+                runner = RayRunner(config.ray)
+                yield Pipeline(config, runner, force=force)
+                runner.close()
     finally:
-        del held
+        del locked
 
 
 def _run(config: Config, stages: tuple[str, ...], force: bool, command: str) -> dict[str, Any]:
+    from villa_dist.pipeline import check_stages
+
+    check_stages(config, stages)
     with pipeline(config, force) as line:
         return {"command": command, **line.run(stages)}
 
@@ -182,6 +189,7 @@ def status(run_folder: Annotated[str, typer.Argument(help="the folder of a run",
 
 app.command("plan")(plan.command)
 app.command("mine")(mine.command)
+app.command("submit")(submit.command)
 app.command("export")(export.command)
 app.command("query")(query.command)
 
@@ -215,11 +223,15 @@ def study(config: ConfigArgument, set_: SetOption = None) -> None:
 
 
 @app.command()
-def doctor() -> None:
+def doctor(
+    storage: Annotated[
+        str | None, typer.Option("--storage", metavar="RUN", help="can a run be kept there? local or s3://")
+    ] = None,
+) -> None:
     """What this machine can run, and what is missing."""
     from cluster.doctor import examine
 
-    found = examine()
+    found = examine(storage)
     for line in found["lines"]:
         print(line, file=sys.stderr)
     emit({"command": "doctor", "ok": found["ok"], "found": found["found"]})

@@ -7,6 +7,7 @@ import os
 import sys
 from typing import Any
 
+from cluster.probe import storage_trouble
 from cluster.session import usable_cpus
 
 NEEDED = (
@@ -24,8 +25,8 @@ NEEDED = (
 OPTIONAL = ("xformers", "torchvision")
 
 
-def examine() -> dict[str, Any]:
-    """Lines to read, a dict of what was found, and whether everything needed is there."""
+def examine(storage: str | None = None) -> dict[str, Any]:
+    """Lines to read, a dict of what was found, and whether everything needed is there. storage: of a run, to be tried."""
     found: dict[str, Any] = {"python": sys.version.split()[0], "cpus": usable_cpus(), "memory_gib": _memory()}
     missing = []
     for name in NEEDED + OPTIONAL:
@@ -43,7 +44,10 @@ def examine() -> dict[str, Any]:
         lines.append(f"missing: {', '.join(missing)}; pip install villa-dist installs them")
     if not found["cuda"]:
         lines.append("no CUDA device: training runs on the CPU over gloo; xformers is not used")
-    return {"ok": not missing, "found": found, "lines": lines}
+    trouble = storage_trouble(storage) if storage else ""
+    if storage:
+        lines.append(trouble or f"{storage}: can be written to exclusively, as commits need it")
+    return {"ok": not missing and not trouble, "found": found, "lines": lines}
 
 
 def _memory() -> float:

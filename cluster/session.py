@@ -18,6 +18,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from cluster.auth import INSECURE, require_token
 from shards.errors import VillaError
 from villa_dist.config import RayConfig
 from villa_dist.observe import LOG
@@ -34,6 +35,7 @@ QUIET = {
 PREFIX, OWNER = "villa-ray-", "owner"
 CONNECT_SECONDS = 10.0
 TOLD = 160  # characters of what Ray says by itself
+JOINED: list[str] = []  # the cluster this process has connected to before (`cluster.probe`)
 DRIVER_SLACK = 1  # logical CPUs beyond the machine's, for Ray Train's controller and for tasks beside the actors
 
 
@@ -48,12 +50,23 @@ class RaySession:
         for name, value in {**KEEPALIVE, **QUIET}.items():
             os.environ.setdefault(name, value)
         address = self.config.address or os.environ.get("RAY_ADDRESS")
+        if JOINED and address == JOINED[0]:
+            import ray
+
+            _quieten()
+            return ray
         if not address:
             self._make_folder()
         elif trouble := unreachable(address):
             raise VillaError(
                 f"no Ray cluster answers at {address}: {trouble}; start one, correct ray.address or RAY_ADDRESS, or work "
                 "without Ray by --set runner=local"
+            )
+        if address:
+            require_token(
+                address,
+                insecure=self.config.insecure_no_token,
+                how=f"--set ray.insecure_no_token=true, or {INSECURE}=1",
             )
         import ray
 
@@ -100,6 +113,7 @@ class RaySession:
         token.write_text(secrets.token_hex(32), encoding="ascii")
         os.environ["RAY_AUTH_MODE"] = "token"
         os.environ["RAY_AUTH_TOKEN_PATH"] = str(token)
+        os.environ.pop("RAY_AUTH_TOKEN", None)  # which Ray would take first: of another cluster
 
     def _remove_folder(self) -> None:
         if self._folder is not None:

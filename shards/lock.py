@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 from pathlib import Path
@@ -26,7 +27,7 @@ class Lock:
 
 
 def lock(folder: str, instead: str) -> Lock | None:
-    """Hold a local folder; None on an object store, where nothing is held.
+    """Hold a local folder; None on an object store or a file system without locks, where nothing is.
 
     instead: what to do in place of waiting, for the message. Raises: VillaError naming the process that holds it.
     """
@@ -41,7 +42,10 @@ def lock(folder: str, instead: str) -> Lock | None:
             handle = open(path, "a+", encoding="utf-8")  # noqa: SIM115  held by whom it is given to
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        except OSError as error:
+            if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):  # a file system without locks
+                handle.close()
+                return None
             handle.seek(0)
             raise VillaError(
                 f"another villa process ({handle.read().strip() or 'unknown pid'}) is working on {store.path()}; wait for "

@@ -37,6 +37,10 @@ _TRANSIENT_CODES = {
         "PriorRequestNotComplete",
     ),
 }
+_NAMES_SECRET = re.compile(
+    r"(SECRET|TOKEN|PASSWORD|PASSWD|PASSPHRASE|CREDENTIALS?|API_KEY|ACCESS_KEY(_ID)?)$|SECRET_ACCESS"
+)
+SHORTEST_SECRET = 8  # characters; a shorter one may be a word
 _TRANSIENT_STATUS = {408, 429, 500, 502, 503, 504}
 
 
@@ -152,9 +156,12 @@ def endpoint() -> str:
 
 def scrub(text: str) -> str:
     """`text` without credentials: the environment's, those in URLs, and whatever looks like a signed query."""
-    for name in ("AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_SECURITY_TOKEN", "AWS_ACCESS_KEY_ID"):
-        secret = os.environ.get(name, "")
-        if len(secret) > 3:
+    for name, secret in os.environ.items():
+        if (
+            len(secret) >= (4 if name.startswith("AWS_") else SHORTEST_SECRET)
+            and _NAMES_SECRET.search(name)
+            and secret in text
+        ):
             text = text.replace(secret, f"<{name}>")
     text = re.sub(r"//[^/@\s'\"]+@", "//", text)
     return re.sub(r"(?i)(x-amz-(?:signature|credential|security-token)=)[^&\s'\"]+", r"\1<removed>", text)

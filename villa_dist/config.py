@@ -408,6 +408,7 @@ class RayConfig(Section):
     shard_timeout_seconds: PositiveFloat = 1800.0
     attempts: Positive = 4  # a shard's tries before the stage fails
     gpus_per_worker: PositiveFloat = 1.0  # of stages that embed, where the cluster has GPUs; 0.5: two workers a GPU
+    insecure_no_token: bool = False  # use a cluster on a network without a token: whoever reaches it can run code on it
 
 
 class Config(Section):

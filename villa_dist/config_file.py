@@ -19,6 +19,11 @@ def load(path: str | None, overrides: list[str] | None = None) -> Config:
     return absolute(_load(Config, path, overrides or []))
 
 
+def as_given(path: str | None, overrides: list[str] | None = None) -> Config:
+    """The same with its paths as they are written. Raises: ConfigError."""
+    return _load(Config, path, overrides or [])
+
+
 def absolute(config: Config) -> Config:
     """The config with its local paths made absolute, since workers run in other folders."""
 

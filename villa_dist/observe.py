@@ -11,6 +11,8 @@ from contextlib import contextmanager
 from types import TracebackType
 from typing import TypeVar
 
+from shards.retry import scrub
+
 LOG = logging.getLogger("villa")
 PLAIN_SECONDS = 5.0
 T = TypeVar("T")
@@ -22,10 +24,17 @@ def set_up_logging(level: str = "INFO") -> None:
     if LOG.handlers:
         return
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
+    handler.setFormatter(_Scrubbed("%(asctime)s %(message)s", "%H:%M:%S"))
     LOG.addHandler(handler)
     LOG.setLevel(level)
     LOG.propagate = False
+
+
+class _Scrubbed(logging.Formatter):
+    """Lines without the secrets of the environment, tracebacks included."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return scrub(super().format(record))
 
 
 class Timers:

@@ -42,6 +42,19 @@ from villa_dist.train.progress import watch
 JUDGED = 256  # shards whose pairs are judged after the stage
 
 
+def check_stages(config: Config, stages: Sequence[str]) -> None:
+    """Raises: VillaError for an unknown stage, or one that cannot work where `run` is."""
+    for name in stages:
+        if name not in STAGES:
+            raise VillaError(f"there is no stage {name!r}; stages in order: {', '.join(STAGES)}")
+    trains = [s for s in stages if s in TRAINING]
+    if trains and not Store(config.run).local:
+        raise VillaError(
+            f"run = {config.run!r}: {trains[0]} keeps checkpoints, which need a local or shared file system; "
+            "set run to a folder on one (data.train and the others may stay on s3://)"
+        )
+
+
 class Pipeline:
     """One run of a config by a runner. force: redo stages whose config or inputs changed."""
 
@@ -53,17 +66,9 @@ class Pipeline:
 
     def run(self, stages: Sequence[str] = STAGES) -> dict[str, Any]:
         """Run the stages named and return the result line. Raises: VillaError for an unknown stage."""
-        for name in stages:
-            if name not in STAGES:
-                raise VillaError(f"there is no stage {name!r}; stages in order: {', '.join(STAGES)}")
+        check_stages(self.config, stages)
         for name in stages[:1]:  # those that follow in one run are checked by their own inputs
             claims.check_upstream(self.config, name)
-        trains = [s for s in stages if s in TRAINING]
-        if trains and not self.store.local:
-            raise VillaError(
-                f"run = {self.config.run!r}: {trains[0]} keeps checkpoints, which need a local or shared file system; "
-                "set run to a folder on one (data.train and the others may stay on s3://)"
-            )
         started = time.monotonic()
         result: dict[str, Any] = {"run": self.config.run}
         for name in stages:

@@ -205,9 +205,9 @@ def test_unreachable_ray_is_one_clear_line(tmp_path: Path) -> None:
 
 
 def test_two_drivers_on_one_run_refuse_each_other(tmp_path: Path) -> None:
-    from villa_dist.lock import lock
+    from shards.lock import lock
 
-    held = lock(f"{tmp_path}/run")
+    held = lock(f"{tmp_path}/run", "use another run")
     ended = villa("ingest", config_file(tmp_path), *sets(f"run={tmp_path}/run", *TINY))
     assert ended.returncode == 2 and f"pid {os.getpid()}" in ended.stderr
     del held
