@@ -12,7 +12,6 @@ import pytest
 from cluster.sbom import ROOT, closure, document
 from shards.errors import VillaError
 
-UNLOCKED = ("pandas", "pycocotools", "setuptools")  # which the constraints leave open
 CONSTRAINTS = Path(__file__).parents[2] / "constraints" / "cpu.txt"
 
 
@@ -51,7 +50,7 @@ def test_all_of_it_is_locked_to_the_version_that_is_here(bom: dict[str, Any]) ->
     lines = [line for line in CONSTRAINTS.read_text().splitlines() if "==" in line]
     locked = {re.sub(r"[-_.]+", "-", name).lower(): at for name, at in (line.split("==") for line in lines)}
     here = {re.sub(r"[-_.]+", "-", p["name"]).lower(): p["version"].partition("+")[0] for p in bom["components"]}
-    assert {name: at for name, at in here.items() if locked.get(name) != at and name not in UNLOCKED} == {}
+    assert {name: at for name, at in here.items() if locked.get(name) != at} == {}
 
 
 def test_what_is_not_installed_is_told() -> None:
