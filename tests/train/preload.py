@@ -4,6 +4,7 @@ import os
 
 os.environ["DS_ACCELERATOR"] = "cpu"
 os.environ.setdefault("DEEPSPEED_LOG_LEVEL", "error")
-import deepspeed  # noqa: F401
+os.environ["TORCHDYNAMO_DISABLE"] = "1"
+import torch._dynamo  # noqa: F401
 
 import villa_dist.train.jobs  # noqa: F401

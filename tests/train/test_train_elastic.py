@@ -123,14 +123,14 @@ def check(written: dict[int, Any], again: list[dict[int, Any]]) -> float:
 
 
 def test_two_ranks_go_on_as_one(tmp_path: Path) -> None:
-    stages = [0, 1, 2, 3]
+    stages = [1, 3]  # 0 and 2 among the slow ones
     written = run_ranks(write, 2, tmp_path, stages)[0]
     check(written, run_ranks(read, 1, tmp_path, stages))
     assert not list(tmp_path.rglob(f"{UNIVERSAL}*"))
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("wrote", "reads"), [(1, 2), (1, 4), (4, 2), (2, 4), (4, 1)])
+@pytest.mark.parametrize(("wrote", "reads"), [(1, 4), (2, 1), (4, 2)])
 def test_any_number_of_ranks_goes_on(tmp_path: Path, wrote: int, reads: int) -> None:
     stages = [0, 1, 2, 3]
     written = run_ranks(write, wrote, tmp_path, stages)[0]

@@ -38,10 +38,6 @@ def asked() -> bool:
     return _asked.is_set()
 
 
-def forget() -> None:
-    _asked.clear()
-
-
 def ask_ranks(folder: Path) -> None:
     """Ask all ranks of a job, wherever they run, to save and end."""
     folder.mkdir(parents=True, exist_ok=True)
