@@ -87,7 +87,7 @@ class VocabularyConfig(Section):
     attributes: list[PhraseConfig] | None = None  # neither these nor lists: the twenty of DocMNIST
     lists: list[str] = []  # files, or names of built-in lists
     templates: dict[str, list[str]] = {}  # prompts by group, such as "a photo of a {phrase}"; "all" for every other
-    negation: Literal["none", "reports"] = "none"  # reports: "no effusion" does not mention effusion
+    negation: Literal["none", "reports", "captions"] = "none"  # else "no effusion", "no hat" mention neither
     min_count: Count = 1  # texts that mention a phrase, at least
     max_count_fraction: Fraction = 1.0  # of all texts, at most
     max_phrases: Positive | None = None  # the most frequent ones are kept

@@ -22,8 +22,8 @@ from villa_dist.attributes.negation import Cues
 from villa_dist.attributes.words import BREAK, POSSESSIVE, STOP, pattern, word, words
 from villa_dist.types import AttributeSet
 
-VERSION = 2  # raised when the same texts and phrases would give other mentions
-Negation = Literal["none", "reports"]
+VERSION = 3  # raised when the same texts and phrases would give other mentions
+Negation = Literal["none", "reports", "captions"]
 TOKEN = re.compile(r"[^\W_]+(?:['’-][^\W_]+)*")
 SENTENCE_END = re.compile(r"(?<=[.!?;])\s+|\s+\.\s+|[\r\n]+")
 FIRST_SYMBOL, SURROGATES = 0x100, range(0xD800, 0xE000)
@@ -56,7 +56,7 @@ class Mention(NamedTuple):
 
 
 class PhraseMatcher:
-    """Phrase i of `phrases` has id i, and so have `synonyms[i]`. negation: `reports` looks for cues of denial and doubt.
+    """Phrase i of `phrases` has id i, and so have `synonyms[i]`. negation: whose cues of denial and doubt are looked for.
 
     Of phrases that differ in number alone ("glass", "glasses") a text mentions the one it spells, else the first.
     A phrase that is listed twice is the first one; a phrase wins over a synonym of another.
@@ -69,7 +69,7 @@ class PhraseMatcher:
         synonyms: Sequence[Sequence[str]] = (),
         negation: Negation = "none",
     ) -> None:
-        self.cues = Cues() if negation == "reports" else None
+        self.cues = None if negation == "none" else Cues(negation)
         self._symbols = _Symbols()
         spelled: dict[str, dict[tuple[str, ...], int]] = {}  # symbols of a phrase -> its spellings -> id
         for index, phrase in enumerate(phrases):

@@ -1,11 +1,13 @@
-"""Which mentions a report denies, and which it is unsure of, by cues in its sentences.
+"""Which mentions a report or a caption denies, and which it is unsure of, by cues in its sentences.
 
 In the manner of NegEx and ConText (Chapman et al. 2001; Harkema et al. 2009): a cue reaches forward or backward over
-the mentions of its sentence until something ends its scope. The cues are in `cues.yaml`.
+the mentions of its sentence until something ends its scope; in captions a comma, colon, bracket or dash does. The cues
+are in `cues.yaml` and `cues_captions.yaml`.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from functools import cache
 from itertools import accumulate
@@ -17,7 +19,11 @@ from ahocorasick_rs import AhoCorasick, MatchKind
 
 from villa_dist.attributes.words import BREAK, STOP, word, words
 
-TABLE = Path(__file__).with_name("cues.yaml")
+Style = Literal["reports", "captions"]
+TABLES: dict[Style, Path] = {
+    "reports": Path(__file__).with_name("cues.yaml"),
+    "captions": Path(__file__).with_name("cues_captions.yaml"),
+}
 Kind = Literal["denies_next", "denies_last", "doubts_next", "doubts_last", "doubts_near", "joins", "ends", "leads"]
 NEXT = frozenset({"denies_next", "doubts_next"})
 LAST = frozenset({"denies_last", "doubts_last", "doubts_near"})
@@ -33,11 +39,12 @@ class Cue(NamedTuple):
 
 
 @cache
-def table() -> dict[tuple[str, ...], frozenset[str]]:
+def table(style: Style = "reports") -> dict[tuple[str, ...], frozenset[str]]:
     """The kinds of every cue, by its words."""
+    path = TABLES[style]
     kinds: dict[tuple[str, ...], frozenset[str]] = {}
-    for kind, cues in yaml.safe_load(TABLE.read_text(encoding="utf-8")).items():
-        assert kind in get_args(Kind), f"{TABLE}: unknown kind of cue {kind!r}"
+    for kind, cues in yaml.safe_load(path.read_text(encoding="utf-8")).items():
+        assert kind in get_args(Kind), f"{path}: unknown kind of cue {kind!r}"
         for cue in cues:
             said = words(cue)
             kinds[said] = kinds.get(said, frozenset()) | {kind}
@@ -60,22 +67,26 @@ class _Symbols(dict[str, str]):
 
 
 class Cues:
-    def __init__(self) -> None:
-        cues = table()
+    def __init__(self, style: Style = "reports") -> None:
+        cues = table(style)
         of_word = {w: chr(0x100 + i) for i, w in enumerate(sorted({w for cue in cues for w in cue}))}
         self._symbols = _Symbols({**of_word, STOP: STOP, BREAK: BREAK})
         patterns = {"".join(of_word[w] for w in cue): kinds for cue, kinds in cues.items()}
         patterns[BREAK] = frozenset({"ends"})
+        if style == "captions":
+            patterns[STOP] = frozenset({"ends"})
         self._kinds = list(patterns.values())
         self._automaton = AhoCorasick(list(patterns), matchkind=MatchKind.LeftmostLongest)
+        first = {cue[:1] for cue, kinds in patterns.items() if kinds & (NEXT | LAST)}
+        self._flagging = re.compile(f"[{''.join(sorted(first))}]")  # what a cue that denies or doubts begins with
 
     def flags(self, said: Sequence[str], places: Sequence[int]) -> list[tuple[bool, bool]] | None:
-        """(negated, uncertain) of the tokens (`words.pattern`) at `places`; None for a text without a cue.
+        """(negated, uncertain) of the tokens (`words.pattern`) at `places`; None for a text without a cue of either.
 
         Linear in the number of tokens.
         """
         symbols = "".join(map(self._symbols.__getitem__, said))
-        if not symbols.strip(f" {STOP}{BREAK}"):
+        if not self._flagging.search(symbols):
             return None
         cues = [Cue(self._kinds[p], a, b) for p, a, b in self._automaton.find_matches_as_indexes(symbols)]
         denied, doubted = [0] * (len(said) + 1), [0] * (len(said) + 1)  # what changes at each word
