@@ -178,10 +178,7 @@ input has the trained size."""
     if family == "clip":
         what = "values (MaskCLIP)" if vlm.config.image.values else "tokens"
         pooled = f"the mean of the last layer's {what} in the box, not by the class token that pools a whole image"
-    bias = (
-        "`logit_bias` is 0: the bias of a sigmoid loss stays with the training job, so the library's sigmoid of logits is no "
-        "probability."
-    )
+    bias = "`logit_bias` is 0: a sigmoid loss keeps its bias to the training job, so a sigmoid of logits is no probability."
     return f"""\
 For whole images and texts this is the library's own model: preprocessing, pooling and projection are the same. Two things
 differ. `embed_image` and `embed_text` return unit length, `get_image_features` and `get_text_features` do not. The library
