@@ -65,7 +65,7 @@ class Storage:
 
 @dataclass(frozen=True)
 class Driver:
-    """cpu: of all the driver does for a shard. marker: until it has read the shard's marker, in which it does nothing else."""
+    """cpu: of all the driver does for a shard. marker: until it has read the shard's marker, and does nothing else."""
 
     cpu: float = 0.0
     marker: float = 0.0
@@ -240,7 +240,7 @@ class Simulation:
             ready = self.fetch(worker, shard, env.now) if ready is None else ready
             hint = self.queue.hint(worker)
             if hint is not None and (worker, hint) not in self.ahead:
-                self.ahead[worker, hint] = self.fetch(worker, hint, max(ready, env.now))
+                self.ahead[worker, hint] = self.fetch(worker, hint, env.now)
             if ready > env.now:
                 yield env.timeout(ready - env.now)
             took = self.work[int(shard)] * slow

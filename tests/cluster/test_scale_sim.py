@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 
 import pytest
-from benchmarks.scale_sim import Driver, Faults, Load, Pool, Storage, simulate
 from hypothesis import given
 from hypothesis import strategies as st
+
+from benchmarks.scale_sim import Driver, Faults, Load, Pool, Storage, simulate
 
 STORE = Storage(0.05, 5, 300e6, 3e9, 5500, 3500)
 LOAD = Load(120, 60.0, bytes_in=1e8, bytes_out=1e6, gets=18, puts=4, spread=0.3)
@@ -22,9 +23,7 @@ def test_a_round_that_is_not_full_is_lost() -> None:
     assert simulate(Load(61, 10.0), Pool(6)).seconds == 110.0
 
 
-@given(
-    st.integers(0, 99), st.integers(1, 20), st.integers(1, 4), st.sampled_from([0.0, 2.0, 20.0]), st.integers(0, 2)
-)
+@given(st.integers(0, 99), st.integers(1, 20), st.integers(1, 4), st.sampled_from([0.0, 2.0, 20.0]), st.integers(0, 2))
 def test_work_is_conserved_whatever_fails(seed: int, workers: int, per_node: int, an_hour: float, slow: int) -> None:
     faults = Faults(deaths=an_hour, losses=an_hour, slow_nodes=slow, slow_factor=3.0)
     found = simulate(LOAD, Pool(workers, per_node, start=5.0, attempts=100), STORE, Driver(0.002, 0.05), faults, seed)
