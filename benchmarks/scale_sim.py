@@ -309,7 +309,7 @@ class Simulation:
 
     def polls(self) -> Steps:
         while self.idle:
-            yield self.env.timeout(POLL_SECONDS)
+            yield self.env.timeout(max(POLL_SECONDS, self.load.work / 100))  # more often changes nothing but the cost
             self.offer()
         self.polling = False
 
