@@ -88,11 +88,11 @@ class ActorPool:
 
     def _lease(self, queue: LeaseQueue, job: Job) -> None:
         idle, self._idle = self._idle, []
-        for actor in idle:
+        for at, actor in enumerate(idle):
             lease = queue.lease(actor, time.monotonic())
-            if lease is None:
-                self._idle.append(actor)
-                continue
+            if lease is None:  # nor is there for the others
+                self._idle += idle[at:]
+                break
             if lease.copy:
                 LOG.info("shard %s takes long: another worker tries it, too", lease.shard)
             self._calls[actor.process.remote(job, lease.shard, queue.hint(actor))] = actor
@@ -142,6 +142,8 @@ class ActorPool:
         )
 
     def _fill(self, wanted: int) -> None:
+        if len(self._starting) + len(self._node) >= wanted:
+            return  # what follows costs more than all else that is done for a shard
         options = {"num_cpus": 1, "num_gpus": self.gpus, "max_restarts": 0, "max_task_retries": 0}
         worker = ray.remote(**options)(ShardWorker)
         while len(self._starting) + len(self._node) < wanted:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable
+from statistics import median
+
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cluster.queue import MOVES, Lease, LeaseQueue
+from cluster.queue import ENOUGH, MOVES, Lease, LeaseQueue, Median
 
 
 def test_hints_are_kept_for_their_worker_until_nothing_else_waits() -> None:
@@ -80,7 +83,7 @@ def test_every_shard_is_told_once_whatever_fails(shards: int, workers: int, even
     for worker, fails in events:
         now += 1.0
         step(worker % workers, fails)
-        waiting = list(queue._waiting)
+        waiting = queue.waiting()
         assert len(waiting) == len(set(waiting)), "no shard waits twice"
         assert {*waiting, *(lease.shard for lease in queue.leases.values())} >= queue.left, "no shard is lost"
     for _ in range(2 * shards + 2):  # each worker ends its lease, then takes another
@@ -88,3 +91,113 @@ def test_every_shard_is_told_once_whatever_fails(shards: int, workers: int, even
             now += 1.0
             step(worker, False)
     assert sorted(told) == sorted(names) and not queue.left
+
+
+class PlainQueue(LeaseQueue):
+    """The queue's rules in as few words as possible, looking through all shards each time."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._line, self._hint_of, self._all = list(self.shards), {}, []
+
+    def waiting(self) -> list[str]:
+        return self._line
+
+    def lease(self, worker: Hashable, now: float) -> Lease | None:
+        own = self._hint_of.pop(worker, None)
+        shard = own if own in self._line else next(iter([*self._nobodys(), *self._line]), None)
+        if shard is not None:
+            self._line.remove(shard)
+            self.leases[worker] = Lease(shard, now)
+        elif len(self._all) >= ENOUGH:
+            limit = max(self.slow_seconds, self.slow * median(self._all))
+            held = [lease.shard for lease in self.leases.values()]
+            late = [x for x in self.leases.values() if held.count(x.shard) == 1 and x.shard in self.left]
+            late = [x for x in late if now - x.since > limit]
+            if late:
+                self.leases[worker] = Lease(min(late, key=lambda x: x.since).shard, now, copy=True)
+        return self.leases.get(worker)
+
+    def hint(self, worker: Hashable) -> str | None:
+        if found := self._nobodys():
+            self._hint_of[worker] = found[0]
+        return found[0] if found else None
+
+    def done(self, worker: Hashable, now: float) -> bool:
+        lease = self.leases.pop(worker)
+        first = lease.shard in self.left
+        self.left.discard(lease.shard)
+        if first:
+            self._all.append(now - lease.since)
+            self._line = [s for s in self._line if s != lease.shard]
+        return first
+
+    def failed(self, worker: Hashable, *, blameless: bool = False) -> bool:
+        self._hint_of.pop(worker, None)
+        lease = self.leases.get(worker)
+        kept = super().failed(worker, blameless=blameless)
+        if lease and kept and lease.shard in self.left and not self.held(lease.shard):
+            self._line.insert(0, lease.shard)
+        return kept
+
+    def _nobodys(self) -> list[str]:
+        return [s for s in self._line if s not in self._hint_of.values()]
+
+
+@given(
+    st.integers(1, 9),
+    st.lists(st.tuples(st.integers(0, 4), st.sampled_from(["end", "end", "fail", "lost", "hint", "cut off"]))),
+)
+def test_the_queue_gives_what_looking_through_all_shards_would_give(shards: int, events: list[tuple[int, str]]) -> None:
+    """cut off: a worker's shard goes back to the queue, and is finished by that worker all the same."""
+    names = [str(n) for n in range(shards)]
+    both = [kind(names, attempts=2, slow_seconds=3.0) for kind in (LeaseQueue, PlainQueue)]
+    for now, (worker, what) in enumerate(events):
+        told = []
+        for queue in both:
+            if what == "hint":
+                told.append([queue.hint(worker)])
+            elif worker not in queue.leases:
+                told.append([queue.lease(worker, now), queue.hint(worker)])
+            elif what == "end":
+                told.append([queue.done(worker, now)])
+            elif what == "cut off":
+                lease = queue.leases[worker]
+                kept = queue.failed(worker, blameless=True)
+                queue.leases[worker] = lease
+                told.append([kept, queue.done(worker, now)])
+            else:
+                told.append([queue.failed(worker, blameless=what == "lost")])
+        fast, plain = both
+        assert told[0] == told[1]
+        assert fast.waiting() == plain.waiting() and fast.left == plain.left and fast.leases == plain.leases
+
+
+def test_a_million_shards_cost_no_more_each_than_a_thousand() -> None:
+    """Counted, not timed: no step of the queue looks through the names."""
+
+    class Name(str):
+        looks = 0
+
+        def __eq__(self, other: object) -> bool:
+            Name.looks += 1
+            return str.__eq__(self, other)  # type: ignore[arg-type]
+
+        __hash__ = str.__hash__
+
+    queue = LeaseQueue([Name(n) for n in range(5000)], attempts=3)
+    for at in range(3000):
+        worker = at % 50
+        if worker in queue.leases:
+            queue.done(worker, float(at))
+        queue.lease(worker, float(at))
+        queue.hint(worker)
+    assert Name.looks < 20 * 3000
+
+
+@given(st.lists(st.floats(0, 1e6), min_size=1))
+def test_the_median_is_that_of_all_numbers(numbers: list[float]) -> None:
+    found = Median()
+    for number in numbers:
+        found.add(number)
+    assert len(found) == len(numbers) and found.value() == median(numbers)

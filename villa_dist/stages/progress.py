@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import time
+from collections import deque
+from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
 
 from shards import marked
@@ -14,6 +16,7 @@ from villa_dist.observe import Progress
 RETRIED = "retried.json"  # in the stage's folder: reason -> shards that went back to the queue
 KEEP_EVERY = 10_000  # markers, or a quarter of all: a run that was cut off has the others to read again
 COUNTED = ("regions", "pairs")
+READERS = 8  # markers of an object store read at a time; each takes the driver a request's latency
 
 
 class StageProgress:
@@ -29,6 +32,8 @@ class StageProgress:
         self.retries = 0  # of this job
         self._kept, self._unkept = 0, 0  # markers in the cache beside them, and since
         self._start = time.monotonic()
+        self._readers: ThreadPoolExecutor | None = None
+        self._reading: deque[Future[Marker]] = deque()
 
     def __enter__(self) -> StageProgress:
         self.progress.__enter__()
@@ -37,10 +42,27 @@ class StageProgress:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.progress.__exit__(kind, error, trace)
+        try:
+            while error is None and self._reading:
+                self._told(self._reading.popleft().result())
+        finally:
+            if self._readers is not None:
+                self._readers.shutdown(wait=False, cancel_futures=True)
+            self.progress.__exit__(kind, error, trace)
 
     def done(self, shard: str) -> None:
-        self.add(self.output.marker(shard))
+        """On an object store the marker is told a little later, so that the runner does not wait for it. Raises: ShardError
+        when it, or one of those before, is not as committed."""
+        if self.output.store.local:
+            self._told(self.output.marker(shard))
+            return
+        self._readers = self._readers or ThreadPoolExecutor(READERS, thread_name_prefix="villa-markers")
+        self._reading.append(self._readers.submit(self.output.marker, shard))
+        while self._reading and (self._reading[0].done() or len(self._reading) > READERS):
+            self._told(self._reading.popleft().result())
+
+    def _told(self, marker: Marker) -> None:
+        self.add(marker)
         self._unkept += 1
         if self._unkept >= max(KEEP_EVERY, self._kept // 4) and self.output.store.local:
             self._kept, self._unkept = len(marked.rows(self.output)), 0
