@@ -33,6 +33,7 @@ LEAST_SECONDS = 1.0
 LOOK_SECONDS = 0.5
 RELEASE_SECONDS = 5.0
 GRACE_SECONDS = 30.0  # for a driver that has lost its lease to stop by itself
+INTERRUPT = signal.SIGUSR2  # not SIGINT, which a shell has ignored in what it starts in the background
 
 
 class LostLease(VillaError):
@@ -237,8 +238,8 @@ def _free(state: Lease, given: Terms) -> bool:
 class HeldLease:
     """A lease that is held. `lost` says why it is no longer, empty while it is.
 
-    on_loss: called once, in a thread, when it is lost; default: interrupt the main thread as Ctrl-C does, and end the
-    process when it has not stopped after a grace.
+    on_loss: called once, in a thread, when it is lost; default: interrupt the main thread as Ctrl-C would (`held` makes it
+    so), and end the process when it has not stopped after a grace.
     """
 
     def __init__(
@@ -336,7 +337,7 @@ class HeldLease:
 
 
 def _stop(lease: HeldLease) -> None:
-    signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)  # which also ends a wait of the system's
+    signal.pthread_kill(threading.main_thread().ident or 0, INTERRUPT)  # which also ends a wait of the system's
     if not lease.released.wait(GRACE_SECONDS):
         os.write(2, f"error: {lease.lost}\n".encode())
         os._exit(LostLease.exit_code)
@@ -346,6 +347,8 @@ def _stop(lease: HeldLease) -> None:
 def held(run: str, instead: str, given: Terms | None = None) -> Iterator[HeldLease]:
     """The lease of a run around its work. Raises: LostLease in place of the interruption, when it was lost meanwhile."""
     lease = acquire(run, instead, given)
+    in_main = threading.current_thread() is threading.main_thread()
+    before = signal.signal(INTERRUPT, signal.default_int_handler) if in_main else None
     try:
         yield lease
     except BaseException:
@@ -354,3 +357,5 @@ def held(run: str, instead: str, given: Terms | None = None) -> Iterator[HeldLea
         raise
     finally:
         lease.release()
+        if in_main:
+            signal.signal(INTERRUPT, before or signal.SIG_DFL)

@@ -258,7 +258,8 @@ def test_a_run_that_is_removed_takes_its_lease_along(tmp_path: Path) -> None:
 
 
 WORK = """
-import sys, time
+import signal, sys, time
+signal.signal(signal.SIGINT, signal.SIG_IGN)  # as a shell does for what it starts in the background
 from cluster.lease import LostLease, held
 try:
     with held(sys.argv[1], "") as lease:

@@ -23,6 +23,7 @@ from villa_dist.pipeline import Pipeline
 from villa_dist.runner import LocalRunner
 from villa_dist.train import jobs, loop
 from villa_dist.train.journal import read_metrics
+from villa_dist.train.saving import Saver
 from villa_dist.train.validate import Validation
 from villa_dist.vlm.model import RegionVLM
 
@@ -129,11 +130,11 @@ class PlainEngine:
 
 def trained(config: Config, folder: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[dict[str, Tensor], Tensor]:
     """The final state, and the random number that would come next."""
-    monkeypatch.setattr(loop, "save", lambda *_: None)
+    monkeypatch.setattr(Saver, "save", lambda *_: None)
     torch.manual_seed(config.seed)
     parts = jobs.region_vlm(config, "truth")
     engine: Any = PlainEngine(parts.objective)
-    loop.train_steps(engine, parts, config.train, folder, config.seed, "f")
+    loop.train_steps(engine, parts, config.train, folder, config.seed, "f", 0)
     return {k: v.clone() for k, v in parts.objective.state_dict().items()}, torch.rand(4)
 
 
