@@ -8,7 +8,7 @@ from typing import Any
 
 from benchmarks.scale_report import CPU, GPU, cluster, load_of, long, table
 
-WORKERS = (100, 300, 1000, 3000, 10_000)
+WORKERS = (30, 100, 300, 1000, 3000)
 SIZES = (1_000, 3_000, 10_000, 30_000, 100_000)
 COLOURS = ("#7f1d1d", "#d9730d", "#b8a100", "#2f855a", "#1f5fa8")
 IMAGE = Path(__file__).parents[1] / "docs" / "img" / "scale.png"
@@ -26,7 +26,7 @@ def sweep(known: Mapping[str, Any]) -> None:
     for axis, (stage, title) in zip(axes, PANELS, strict=True):
         rows = []
         for size, colour in zip(SIZES, COLOURS, strict=True):
-            found = [long(load_of(known, stage, size), *cluster(known, n, prefixes=8), whole=30_000) for n in WORKERS]
+            found = [long(load_of(known, stage, size), *cluster(known, n, prefixes=8), whole=12_000) for n in WORKERS]
             share = [100 * f.efficiency for f in found]
             axis.plot(WORKERS, share, color=colour, marker="o", markersize=4, linewidth=1.6, label=f"{size:,}")
             rows.append([f"{size:,}", *(f"{f.efficiency:.1%}, {f.seconds / 3600:,.1f} h ({f.binds})" for f in found)])

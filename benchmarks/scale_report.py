@@ -88,7 +88,8 @@ def long(
         before, then = getattr(half, name), getattr(first, name)
         return then + (then - before) * more
 
-    seconds = on("seconds")
+    fastest = first.seconds + (on("useful") - first.useful) / pool.workers  # all of them at work all the time
+    seconds = max(on("seconds"), fastest)
     names = ("committed", "given_up", "retried", "copies", "useful", "worked", "gets", "puts", "bytes_in", "bytes_out")
     drawn: dict[str, Any] = {name: type(getattr(first, name))(on(name)) for name in names}
     shares = {
