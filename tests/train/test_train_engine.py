@@ -22,7 +22,7 @@ from villa_dist.train.precision import LossScale, training_format
 from villa_dist.vlm.model import RegionVLM
 
 STAGES = [0, 1, 2, 3]
-TOLERANCE = 0.03  # of bf16's loss, relative to fp32's, over four steps: 8 bits are 0.4 % of each product
+TOLERANCE = 0.02  # of bf16's loss, relative to fp32's, over four steps: 8 bits are 0.4 % of each product
 
 
 # ---- bf16
@@ -60,7 +60,7 @@ def formats(stages: list[int]) -> dict[tuple[int, str], Any]:
             losses = []
             for step in range(4):
                 loss = engine(images(step))
-                engine.step(loss, 3e-3)
+                engine.step(loss, 5e-4)
                 losses.append(loss.item())
             weights = engine.full_state_dict()
             kinds = {v.dtype for v in weights.values() if v.is_floating_point()}
@@ -84,8 +84,6 @@ def check_formats(found: dict[tuple[int, str], Any], stages: list[int]) -> None:
 
 def test_bf16_is_close_to_fp32() -> None:
     check_formats(run_ranks(formats, 1, STAGES)[0], STAGES)
-    for found in run_ranks(formats, 2, [1]):
-        check_formats(found, [1])
 
 
 @pytest.mark.slow
@@ -158,7 +156,7 @@ def halves(gain: float, stages: list[int]) -> dict[int, Any]:
     return found
 
 
-@pytest.mark.parametrize("world", [1, 2])
+@pytest.mark.parametrize("world", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_overflow_skips_steps_until_the_scale_fits(world: int) -> None:
     for of_rank in run_ranks(halves, world, 1000.0, STAGES):
         for stage, (told, norm, difference, moved) in of_rank.items():
@@ -212,9 +210,12 @@ def test_the_scale_grows_and_has_ends() -> None:
 
 
 def test_deepspeeds_settings() -> None:
-    assert settings(OptimConfig(), 2)["zero_optimization"] == {"stage": 1}
-    made = settings(OptimConfig(offload="optimizer", zero_stage=2, batch_images=8), 2)
-    assert made["zero_optimization"] == {"stage": 2, "offload_optimizer": {"device": "cpu", "pin_memory": False}}
+    usual = {"contiguous_gradients": torch.cuda.is_available(), "reduce_bucket_size": 1000}
+    assert settings(OptimConfig(), 2, 1000)["zero_optimization"] == {"stage": 1, **usual}
+    assert settings(OptimConfig(), 2, 10**12)["zero_optimization"]["reduce_bucket_size"] == 500_000_000
+    made = settings(OptimConfig(offload="optimizer", zero_stage=2, batch_images=8), 2, 1000)
+    offloaded = {"device": "cpu", "pin_memory": torch.cuda.is_available()}
+    assert made["zero_optimization"] == {"stage": 2, "offload_optimizer": offloaded, **usual}
     assert made["zero_force_ds_cpu_optimizer"] is False, "torch's own AdamW, which needs no compiler"
     assert (made["train_batch_size"], made["train_micro_batch_size_per_gpu"]) == (8, 4)
 
@@ -247,7 +248,10 @@ def moves(stage: int, offload: str) -> dict[str, float]:
     return {k: float((after[k] - v).abs().mean()) for k, v in before.items()}
 
 
-@pytest.mark.parametrize(("world", "stage", "offload"), [(1, 0, "none"), (2, 1, "optimizer"), (2, 3, "none")])
+@pytest.mark.parametrize(
+    ("world", "stage", "offload"),
+    [(2, 1, "optimizer"), *(pytest.param(2, s, "none", marks=pytest.mark.slow) for s in STAGES)],
+)
 def test_groups_learn_at_their_rates(world: int, stage: int, offload: str) -> None:
     expected = {"vlm.image.stem": 0.0025, "vlm.image.head": 0.005, "vlm.text": 0.001, "log_scale": 0.01}
     for found in run_ranks(moves, world, stage, offload):

@@ -30,6 +30,7 @@ from villa_dist.train.precision import LossScale, in_format, training_format
 from villa_dist.train.recompute import recompute_blocks
 
 FROZEN = "frozen.pt"
+LARGEST_BUCKET = 500_000_000  # numbers
 DISABLED = "TORCHDYNAMO_DISABLE"
 
 
@@ -66,9 +67,14 @@ def _no_compiler() -> Iterator[None]:
             os.environ[DISABLED] = before
 
 
-def settings(config: OptimConfig, world: int) -> dict[str, Any]:
-    """DeepSpeed's own configuration. An offloaded optimizer stays torch's: DeepSpeed's would be compiled first."""
-    zero: dict[str, Any] = {"stage": config.zero_stage}
+def settings(config: OptimConfig, world: int, numbers: int) -> dict[str, Any]:
+    """DeepSpeed's own configuration, for a model that trains so many numbers.
+
+    Gradients are reduced in buckets as large as the model at most: DeepSpeed would hold 2 GB for them. On a CPU they are
+    not copied together first. An offloaded optimizer stays torch's: DeepSpeed's would be compiled first.
+    """
+    zero: dict[str, Any] = {"stage": config.zero_stage, "contiguous_gradients": torch.cuda.is_available()}
+    zero["reduce_bucket_size"] = min(numbers, LARGEST_BUCKET)
     if config.offload == "optimizer":
         zero["offload_optimizer"] = {"device": "cpu", "pin_memory": torch.cuda.is_available()}
     return {
@@ -99,9 +105,10 @@ class Engine:
         groups = parameter_groups(module, config)
         self.factors = [g.factor for g in groups]
         optimizer = torch.optim.AdamW([g.as_torch() for g in groups], lr=config.learning_rate)
+        numbers = sum(p.numel() for g in groups for p in g.params)
         with _no_compiler():
             self.raw, *_ = _deepspeed().initialize(
-                model=module, optimizer=optimizer, config=settings(config, world_size())
+                model=module, optimizer=optimizer, config=settings(config, world_size(), numbers)
             )
 
     @property
