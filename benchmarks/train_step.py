@@ -1,4 +1,4 @@
-"""Claim: the trainer costs next to nothing beyond the model: its step against a bare PyTorch loop's, and two ranks against one.
+"""Claim: the trainer costs next to nothing beyond the model: its step against a bare loop's, and two ranks against one.
 
     python -m benchmarks.train_step [--rounds 7] [--out runs/train-step]         on CPUs, one thread a rank
     python -m benchmarks.train_step --gpu [--images 32,128,512,1024]             on one GPU, bf16
@@ -20,7 +20,7 @@ import json
 import statistics
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -49,7 +49,6 @@ from villa_dist.train.precision import in_format, training_format
 from villa_dist.train.pulse import Pulse
 from villa_dist.vlm.model import RegionVLM
 
-STEPS = 12  # of a turn
 QUICKSTART = Path(__file__).parents[1] / "configs" / "quickstart.yaml"
 REGIONS = 4
 Step = Callable[[PairBatch], torch.Tensor]
@@ -101,92 +100,103 @@ def alone() -> None:
 
 @dataclass
 class Turn:
-    """A way to train, with what it took of each round."""
+    """A way to train, with what it took of each round. waited: seconds for data so far."""
 
     name: str
-    batches: Iterator[Any]
+    batches: Iterator[tuple[int, PairBatch]]
     one: Callable[[int, PairBatch], None]
-    loader: Batches
-    cpu: list[float]
-    clock: list[float]
-    waited: list[float]
+    waited: Callable[[], float]
+    steps: int
+    cpu: list[float] = field(default_factory=list)
+    clock: list[float] = field(default_factory=list)
+    waits: list[float] = field(default_factory=list)
 
     def run(self) -> None:
-        waited, cpu, clock = self.loader.waited, time.process_time(), time.perf_counter()
-        for _ in range(STEPS):
+        waited, cpu, clock = self.waited(), time.process_time(), time.perf_counter()
+        for _ in range(self.steps):
             self.one(*next(self.batches))
-        self.cpu.append((time.process_time() - cpu) / STEPS)
-        self.clock.append((time.perf_counter() - clock) / STEPS)
-        self.waited.append(self.loader.waited - waited)
+        self.cpu.append((time.process_time() - cpu) / self.steps)
+        self.clock.append((time.perf_counter() - clock) / self.steps)
+        self.waits.append((self.waited() - waited) / self.steps)
 
 
 def overhead(out: Path, rounds: int) -> list[dict[str, Any]]:
     torch.set_num_threads(1)
     alone()
-    config = load(
-        str(QUICKSTART), [f"run={out / 'data'}", "train.workers=1", "train.track=none", "evaluate.splits=[test]"]
-    )
+    sets = [f"run={out / 'data'}", "train.workers=1", "train.track=none", "evaluate.splits=[test]"]
+    config = load(str(QUICKSTART), sets)
     Pipeline(config, LocalRunner()).run(("ingest", "vocabulary"))
-    turns = [turn(config, name, out, rounds) for name in ("bare", "ZeRO 0", "ZeRO 1")]
-    for each in turns:
-        each.run()  # to warm up
-    for each in turns:
-        each.cpu, each.clock, each.waited = [], [], []
-    for _ in range(rounds):
-        for each in turns:
-            each.run()
-    first, rows = turns[0], []
     print(
-        "| trainer | CPU ms a step | clock ms | CPU, of bare | clock, of bare | waiting for data |\n" + "|---" * 6 + "|"
+        "\n| model | loop | CPU ms a step | clock ms | CPU, of bare | clock, of bare | waits for data |\n"
+        + "|---" * 7
+        + "|"
     )
-    for each in turns:
-        ratios = [
-            statistics.median(a / b for a, b in zip(x, y, strict=True))
-            for x, y in ((each.cpu, first.cpu), (each.clock, first.clock))
-        ]
-        wait = sum(each.waited) / (STEPS * sum(each.clock))
-        row = {
-            "trainer": each.name,
-            "cpu": statistics.median(each.cpu),
-            "clock": statistics.median(each.clock),
-            "ratios": ratios,
-            "wait": wait,
-        }
-        print(
-            f"| {each.name} | {1000 * row['cpu']:.1f} | {1000 * row['clock']:.1f} | {ratios[0]:.3f} | {ratios[1]:.3f} | {100 * wait:.2f} % |",
-            flush=True,
-        )
-        rows.append(row)
+    rows = []
+    for model in ("quickstart", "transformer"):
+        turns = [turn(config, model, loop, out, rounds) for loop in ("bare", "ZeRO 0", "ZeRO 1")]
+        for _ in range(rounds + 1):  # the first warms up
+            for each in turns:
+                each.run()
+        for each in turns:
+            found = compared(each, turns[0])
+            rows.append({"model": model, "loop": each.name, **found})
+            shown = f"{1000 * found['cpu']:.1f} | {1000 * found['clock']:.1f} | {found['cpu_ratio']:.3f}"
+            shown += f" | {found['clock_ratio']:.3f} | {100 * found['waits']:.2f} %"
+            print(f"| {model} | {each.name} | {shown} |", flush=True)
     return rows
 
 
-def turn(config: Config, name: str, out: Path, rounds: int) -> Turn:
+def compared(one: Turn, bare: Turn) -> dict[str, float]:
+    """Medians over rounds, of seconds a step and of ratios within a round."""
+    cpu, clock, waits = one.cpu[1:], one.clock[1:], one.waits[1:]
+    return {
+        "cpu": statistics.median(cpu),
+        "clock": statistics.median(clock),
+        "cpu_ratio": statistics.median(a / b for a, b in zip(cpu, bare.cpu[1:], strict=True)),
+        "clock_ratio": statistics.median(a / b for a, b in zip(clock, bare.clock[1:], strict=True)),
+        "waits": sum(waits) / sum(clock),
+    }
+
+
+def turn(config: Config, model: str, name: str, out: Path, rounds: int) -> Turn:
     """The same model, data and optimizer; `bare` has nothing but the step, the others all that `train.loop` does in one."""
     torch.manual_seed(0)
-    parts, optim = jobs.region_vlm(config, "truth"), config.train
-    total = STEPS * (rounds + 1)
-    loader = Batches(
-        parts.samples, seed=0, window=optim.window, batch_images=optim.batch_images, rank=0, world=1,
-        recipe=Recipe(shift_pixels=optim.shift_pixels), start=0, stop=total,
-    )  # fmt: skip
+    steps, optim = (12, config.train) if model == "quickstart" else (3, OptimConfig(batch_images=32, workers=1))
+    total = steps * (rounds + 1)
+    batches: Any
+    waited: Callable[[], float] = float
+    module: nn.Module
+    if model == "quickstart":
+        parts = jobs.region_vlm(config, "truth")
+        shift = Recipe(shift_pixels=optim.shift_pixels)
+        place = {"seed": 0, "window": optim.window, "rank": 0, "world": 1, "start": 0, "stop": total}
+        batches = loader = Batches(parts.samples, batch_images=optim.batch_images, recipe=shift, **place)
+        module, waited = parts.objective, lambda: loader.waited
+    else:
+        fixed = images(32, 64)
+        batches, module = ((number, fixed) for number in range(total)), wide_objective()
     if name == "bare":
-        step = bare_step(parts.objective, optim, torch.device("cpu"))
-        return Turn(name, iter(loader), lambda number, batch: (step(batch), None)[1], loader, [], [], [])
-    optim = optim.model_copy(update={"zero_stage": int(name[-1])})
-    engine_of, engine = engine_step(parts.objective, optim)
-    folder = out / f"job{name[-1]}"
-    meter = Meter(engine, parts.export(engine.module), optim, folder, stage="truth", start=0, steps=total)
+        plain = bare_step(module, optim, torch.device("cpu"))
+
+        def just_step(number: int, batch: PairBatch) -> None:
+            plain(batch)
+
+        return Turn(name, iter(batches), just_step, waited, steps)
+    optim = optim.model_copy(update={"zero_stage": int(name[-1]), "track": "none"})
+    step, engine = engine_step(module, optim)
+    folder = out / f"{model}{name[-1]}"
+    meter = Meter(engine, engine.module.vlm, optim, folder, stage="truth", start=0, steps=total)
     pulse = Pulse(folder, 0, 0)
     pulse.__enter__()
 
     def one(number: int, batch: PairBatch) -> None:
         torch.manual_seed(number)
         with meter.counting(number):
-            loss = engine_of(batch)
+            loss = step(batch)
         agree(loss, engine.grad_norm, stop=False, save=False)
-        meter.after(number, loss, optim.learning_rate, batch, loader.waited)
+        meter.after(number, loss, optim.learning_rate, batch, waited())
 
-    return Turn(name, pulse.each(loader), one, loader, [], [], [])
+    return Turn(name, iter(pulse.each(batches)), one, waited, steps)
 
 
 # ---- two ranks against one
@@ -264,26 +274,32 @@ class Group:
 def scaling(rounds: int, batch_images: int = 32) -> dict[str, float]:
     one, two = Group(1, batch_images), Group(2, batch_images)
     one.all("step"), two.all("step")
-    found: dict[str, list[float]] = {"steps": [], "counts": [], "cpu": [], "one": [], "two": []}
+    found: dict[str, list[float]] = {k: [] for k in ("steps", "counts", "counts_cpu", "cpu", "one", "two")}
     for _ in range(rounds):
         alone_s, alone_cpu = one.all("step")
         both_s, both_cpu = two.all("step")
         found["steps"].append(alone_s / both_s)
         found["cpu"].append(both_cpu / alone_cpu)
-        found["counts"].append(2 * one.all("count")[0] / two.all("count")[0])
+        (count_s, count_cpu), (counts_s, counts_cpu) = one.all("count"), two.all("count")
+        found["counts"].append(2 * count_s / counts_s)
+        found["counts_cpu"].append(counts_cpu / count_cpu / 2)
         found["one"].append(alone_s)
         found["two"].append(both_s)
     one.all(None), two.all(None)
     middle = {k: statistics.median(v) for k, v in found.items()}
     middle["best"] = min(found["one"]) / min(found["two"])
-    print(
-        "\n| one rank, s a step | two ranks | speed-up, median of rounds | by the fastest steps | two counting processes | CPU of two, of one |\n"
-        + "|---" * 6
-        + "|"
+    heads = (
+        "one rank, s a step",
+        "two ranks",
+        "speed-up",
+        "by the fastest steps",
+        "two that count",
+        "CPU of two, of one",
     )
-    print(
-        f"| {middle['one']:.2f} | {middle['two']:.2f} | {middle['steps']:.2f} | {middle['best']:.2f} | {middle['counts']:.2f} | {middle['cpu']:.3f} |"
-    )
+    heads = (*heads, "CPU of two that count, of one")
+    print("| " + " | ".join(heads) + " |\n" + "|---" * len(heads) + "|")
+    shown = [middle[k] for k in ("one", "two", "steps", "best", "counts", "cpu", "counts_cpu")]
+    print("| " + " | ".join(f"{v:.2f}" for v in shown) + " |", flush=True)
     return middle
 
 
@@ -296,9 +312,8 @@ def device_rows(counts: list[int], steps: int, device: torch.device) -> list[dic
     if ours:
         alone()
     peak = peak_flops(device.type, torch.get_num_threads(), torch.bfloat16)
-    print(
-        f"{device}: measured peak of bf16 products {peak / 1e12:.1f} TFLOP/s; DeepSpeed {'found' if ours else 'missing: bare loop only'}"
-    )
+    what = "found" if ours else "missing: bare loop only"
+    print(f"{device}: measured peak of bf16 products {peak / 1e12:.1f} TFLOP/s; DeepSpeed {what}")
     print("| tower | images | loop | images/s | regions/s | MFU | peak GB | of bare |\n" + "|---" * 8 + "|")
     rows = []
     for name in ("clip_rn50", "clip_vit_b16"):
@@ -308,11 +323,10 @@ def device_rows(counts: list[int], steps: int, device: torch.device) -> list[dic
                 row = device_row(name, count, loop, steps, device, peak)
                 rate = row.get("images_per_second", 0.0)
                 bare = rate if loop == "bare" else bare
-                shown = (
-                    f"{rate:.0f} | {REGIONS * rate:.0f} | {row['mfu']:.3f} | {row['gb']:.1f} | {rate / max(bare, 1e-9):.3f}"
-                    if rate
-                    else row["error"]
-                )
+                shown = row.get("error", "")
+                if not shown:
+                    of_bare = rate / max(bare, 1e-9)
+                    shown = f"{rate:.1f} | {REGIONS * rate:.1f} | {row['mfu']:.3f} | {row['gb']:.1f} | {of_bare:.3f}"
                 print(f"| {name} | {count} | {loop} | {shown} |", flush=True)
                 rows.append({"tower": name, "images": count, "loop": loop, **row})
     return rows
