@@ -37,6 +37,8 @@ HOW = (  # how a job is trained, not what it gives
     "workers",
     "threads",
     "micro_images",
+    "offload",
+    "activation_checkpointing",
     "checkpoint_steps",
     "checkpoint_minutes",
     "keep_checkpoints",

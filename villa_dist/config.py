@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from shards.errors import VillaError
+from villa_dist.config_checks import refuse_engine_options
 
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 MOST = 10**12
@@ -262,6 +263,13 @@ class OptimConfig(Section):
     validate_steps: Positive | None = None  # retrieval on the validation split every so many steps
     validate_images: Positive = 512  # of that split
     zero_stage: Annotated[int, Field(ge=0, le=3)] = 1
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = (
+        "auto"  # of products; auto: bf16 on GPUs that have it, else fp32
+    )
+    offload: Literal["none", "optimizer"] = "none"  # optimizer: AdamW and its moments on the CPU; zero_stage 1 to 3
+    activation_checkpointing: bool = False  # blocks of published towers are computed again in the backward pass
+    layer_decay: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0  # of the learning rate, a block of the image tower down
+    text_learning_rate: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0  # the text tower's, as a part of the others'
     workers: Positive = 2
     threads: Positive = 1
     window: Positive = 65_536
@@ -451,6 +459,7 @@ class Config(Section):
                 )
             if job.validate_steps is not None:
                 self._can_validate(name, job)
+            refuse_engine_options(name, job, self.model)
             by_size = self.model.image.kind == "clip_rn50" and self.model.image.shape == "aspect"
             if job.zero_stage == 3 and job.workers > 1 and by_size:
                 raise ValueError(

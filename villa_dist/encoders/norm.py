@@ -78,11 +78,12 @@ class GlobalBatchNorm(nn.BatchNorm2d):
                 return super().forward(input)
             return input * 0.0 + self.bias.view(1, -1, 1, 1)  # no statistics in one place (or none)
         normal: Tensor
-        normal, mean, variance = _GlobalNorm.apply(input, self.weight, self.bias, self.eps)
+        # fp32 whatever comes in: a variance is the small difference of large sums
+        normal, mean, variance = _GlobalNorm.apply(input.float(), self.weight, self.bias, self.eps)
         with torch.no_grad():
             assert self.num_batches_tracked is not None and self.momentum is not None
             assert self.running_mean is not None and self.running_var is not None
             self.num_batches_tracked += 1
             self.running_mean.lerp_(mean, self.momentum)
             self.running_var.lerp_(variance, self.momentum)
-        return normal
+        return normal.to(input.dtype)

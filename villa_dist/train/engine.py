@@ -18,12 +18,19 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.utils.checkpoint import set_checkpoint_early_stop
 
 from shards.errors import VillaError
 from villa_dist.config import OptimConfig
-from villa_dist.distributed import world_size
+from villa_dist.distributed import rank, world_size
+from villa_dist.encoders.precision import best_device
+from villa_dist.observe import LOG
+from villa_dist.train.groups import parameter_groups
+from villa_dist.train.precision import LossScale, in_format, training_format
+from villa_dist.train.recompute import recompute_blocks
 
 FROZEN = "frozen.pt"
+LARGEST_BUCKET = 500_000_000  # numbers
 DISABLED = "TORCHDYNAMO_DISABLE"
 
 
@@ -60,29 +67,49 @@ def _no_compiler() -> Iterator[None]:
             os.environ[DISABLED] = before
 
 
+def settings(config: OptimConfig, world: int, numbers: int) -> dict[str, Any]:
+    """DeepSpeed's own configuration, for a model that trains so many numbers.
+
+    Gradients are reduced in buckets as large as the model at most: DeepSpeed would hold 2 GB for them. On a CPU they are
+    not copied together first. An offloaded optimizer stays torch's: DeepSpeed's would be compiled first.
+    """
+    zero: dict[str, Any] = {"stage": config.zero_stage, "contiguous_gradients": torch.cuda.is_available()}
+    zero["reduce_bucket_size"] = min(numbers, LARGEST_BUCKET)
+    if config.offload == "optimizer":
+        zero["offload_optimizer"] = {"device": "cpu", "pin_memory": torch.cuda.is_available()}
+    return {
+        "train_batch_size": config.batch_images,
+        "train_micro_batch_size_per_gpu": config.batch_images // world,
+        "gradient_clipping": config.clip,
+        "zero_optimization": zero,
+        "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,
+        "steps_per_print": 1 << 60,
+        "wall_clock_breakdown": False,
+    }
+
+
 class Engine:
-    """A module under ZeRO. `step(loss)` is backward, clip, optimizer step."""
+    """A module under ZeRO. `step(loss)` is backward, clip, optimizer step.
+
+    Raises: VillaError when the device has no such number format, or nothing can be computed again.
+    """
 
     def __init__(self, module: nn.Module, config: OptimConfig) -> None:
-        trainable = [p for p in module.parameters() if p.requires_grad]
-        decayed = [p for p in trainable if p.ndim > 1]
-        plain = [p for p in trainable if p.ndim <= 1]
-        groups = [
-            {"params": decayed, "weight_decay": config.weight_decay},
-            {"params": plain, "weight_decay": 0.0},
-        ]
-        optimizer = torch.optim.AdamW(groups, lr=config.learning_rate)
-        settings = {
-            "train_batch_size": config.batch_images,
-            "train_micro_batch_size_per_gpu": config.batch_images // world_size(),
-            "gradient_clipping": config.clip,
-            "zero_optimization": {"stage": config.zero_stage},
-            "zero_allow_untested_optimizer": True,
-            "steps_per_print": 1 << 60,
-            "wall_clock_breakdown": False,
-        }
+        self.dtype = training_format(config.precision, best_device())
+        self.scale = LossScale() if self.dtype == torch.float16 else None
+        self.overflowed = self.skipped = False
+        if config.activation_checkpointing:
+            recompute_blocks(module)
+        module.forward = in_format(module.forward, self.dtype, best_device())
+        groups = parameter_groups(module, config)
+        self.factors = [g.factor for g in groups]
+        optimizer = torch.optim.AdamW([g.as_torch() for g in groups], lr=config.learning_rate)
+        numbers = sum(p.numel() for g in groups for p in g.params)
         with _no_compiler():
-            self.raw, *_ = _deepspeed().initialize(model=module, optimizer=optimizer, config=settings)
+            self.raw, *_ = _deepspeed().initialize(
+                model=module, optimizer=optimizer, config=settings(config, world_size(), numbers)
+            )
 
     @property
     def module(self) -> nn.Module:
@@ -94,28 +121,64 @@ class Engine:
         return torch.device(self.raw.device)
 
     def __call__(self, batch: Any) -> torch.Tensor:
-        loss: torch.Tensor = self.raw(batch)
+        with set_checkpoint_early_stop(False):  # ZeRO-3: a second pass too must call every module on every rank
+            loss: torch.Tensor = self.raw(batch)
         return loss
 
     def step(self, loss: torch.Tensor, learning_rate: float) -> None:
-        for group in self.raw.optimizer.param_groups:
-            group["lr"] = learning_rate
-        self.raw.backward(loss)
-        self.raw.step()
+        for group, factor in zip(self.raw.optimizer.param_groups, self.factors, strict=True):
+            group["lr"] = learning_rate * factor
+        with set_checkpoint_early_stop(False):
+            if self.scale is None:
+                self.raw.backward(loss)
+                self.raw.step()
+            else:
+                self._scaled_step(loss, self.scale)
+
+    def _scaled_step(self, loss: torch.Tensor, scale: LossScale) -> None:
+        """With gradients scaled while they are fp16's. All ranks see an overflow alike: their gradients are reduced."""
+        value = scale.value
+        if self.raw.zero_optimization_stage() == 0:
+            self.raw.backward(loss * value)
+            grads = [p.grad for p in self.module.parameters() if p.grad is not None]
+            torch._foreach_mul_(grads, 1 / value)
+            self.overflowed = not bool(torch.nn.utils.get_total_norm(grads).isfinite())
+            if self.overflowed:
+                self.raw.zero_grad()
+            else:
+                self.raw.step()
+        else:
+            self.raw.optimizer.override_loss_scale(value)
+            self.raw.backward(loss)
+            self.raw.step()
+            self.overflowed = bool(self.raw.optimizer.overflow)
+        self.skipped = scale.stepped(overflow=self.overflowed)
+        if self.skipped and rank() == 0:
+            LOG.info("fp16: a gradient overflowed at the loss scale %g; the step is skipped, the scale halved", value)
 
     @property
     def grad_norm(self) -> float | None:
-        """The norm of the last step's gradients over all ranks, before they were clipped; None before the first step."""
+        """The norm of the last step's gradients over all ranks, before they were clipped; None before the first step and
+        after one that was skipped, infinite where an overflow is none of the loss scale's making."""
+        if self.overflowed:
+            return None if self.skipped else math.inf
         norm = self.raw.get_global_grad_norm()
         return None if norm is None else float(norm)
 
     def save(self, folder: Path, tag: str, state: dict[str, Any]) -> None:
         """Write this rank's part of `<folder>/<tag>`; all ranks call it. `latest` is not written: it is derived."""
-        self.raw.save_checkpoint(str(folder), tag=tag, client_state={"villa": state}, save_latest=False)
+        scale = self.scale.state() if self.scale else None
+        client = {"villa": state, "loss_scale": scale}
+        self.raw.save_checkpoint(str(folder), tag=tag, client_state=client, save_latest=False)
 
     def load(self, folder: Path, tag: str) -> dict[str, Any]:
         """Restore weights, optimizer and our state. DeepSpeed unpickles here: the caller checks digests first."""
         _, client = self.raw.load_checkpoint(str(folder), tag=tag)
+        return self._restored(client)
+
+    def _restored(self, client: dict[str, Any]) -> dict[str, Any]:
+        if self.scale and client.get("loss_scale"):
+            self.scale.load(client["loss_scale"])
         state: dict[str, Any] = client["villa"]
         return state
 
@@ -142,8 +205,7 @@ class Engine:
             logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
         _restore_groups(groups, own)
         _separate_steps(self.raw.optimizer.optimizer)
-        state: dict[str, Any] = client["villa"]
-        return state
+        return self._restored(client)
 
     def full_state_dict(self) -> dict[str, torch.Tensor]:
         """The module's whole state on every rank, gathered where ZeRO-3 has cut it."""

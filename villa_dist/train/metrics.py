@@ -66,7 +66,8 @@ class Meter:
         made = trackers.make(config.track, folder, start, config.model_dump(mode="json")) if self.file else None
         self.tracker = made
         self.flops = 0.0  # of one step of this rank
-        self.peak = peak_flops(engine.device.type, torch.get_num_threads()) if self.file else 0.0
+        dtype = getattr(engine, "dtype", torch.float32)
+        self.peak = peak_flops(engine.device.type, torch.get_num_threads(), dtype) if self.file else 0.0
         self.found: dict[str, float] = {}  # by validation, for the next line
         self.cpu = time.process_time()
         self.waited = 0.0
@@ -154,13 +155,13 @@ class Meter:
 
 
 @cache
-def peak_flops(device: str, threads: int) -> float:
-    """Floating-point operations a second in products of large float32 matrices, the best of some: measured once a process.
+def peak_flops(device: str, threads: int, dtype: torch.dtype = torch.float32) -> float:
+    """Floating-point operations a second in products of large matrices, the best of some: measured once a process.
 
     threads: of this process, on which a CPU's peak depends.
     """
     side = SIDE.get(device, SIDE["cpu"])
-    a = torch.ones(side, side, device=device)
+    a = torch.ones(side, side, device=device, dtype=dtype)
     best = float("inf")
     for _ in range(ROUNDS):
         _wait(device)

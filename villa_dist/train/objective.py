@@ -26,7 +26,9 @@ from villa_dist.losses.sigmoid import FIRST_BIAS
 from villa_dist.mapping.evidence import Evidence
 from villa_dist.mapping.losses import mapping_loss
 from villa_dist.mapping.model import MappingModel
+from villa_dist.train.attribute_cache import AttributeCache, is_frozen
 from villa_dist.train.chunks import chunk_count, chunks, recomputed, refuse_batch_statistics
+from villa_dist.train.precision import full_precision
 from villa_dist.vlm.model import RegionVLM, group_mean
 
 
@@ -86,6 +88,8 @@ class RegionObjective(nn.Module):
         # one element, not a 0-dim tensor, as vlm.log_scale; other losses have no such parameter
         self.bias = nn.Parameter(torch.full((1,), FIRST_BIAS)) if config.loss == "sigmoid" else None
         self.register_buffer("reference", reference, persistent=False)
+        frozen = bool(self.prompts) and is_frozen(vlm.text)
+        self.cache = AttributeCache(self.embed_attributes, vlm.text, len(self.prompts)) if frozen else None
         if config.micro_images:
             refuse_batch_statistics(vlm, config.micro_images)
 
@@ -94,7 +98,8 @@ class RegionObjective(nn.Module):
         distinct = distinct_over_ranks(batch.attribute)
         v_TD = self.embed_distinct(distinct, chunk_count(batch.images, self.config.micro_images))
         pairs = Pairs(batch.region, torch.searchsorted(distinct, batch.attribute.contiguous()))
-        loss = self.contrast(u_RD, v_TD, pairs, distinct)
+        with full_precision(u_RD.device):
+            loss = self.contrast(u_RD, v_TD, pairs, distinct)
         if whole:
             loss = loss + self.config.whole_weight * whole_contrast(self.vlm, *whole)
         return loss
@@ -129,6 +134,8 @@ class RegionObjective(nn.Module):
 
     def embed_distinct(self, distinct: Int[Tensor, " t"], parts: int) -> Float[Tensor, "T D"]:
         """Embeddings of the global batch's attributes, on every rank; at least one row."""
+        if self.cache:
+            return self.cache(distinct if len(distinct) else distinct.new_zeros(1))
         world = world_size()
         per_rank = max(-(-len(distinct) // world), 1)
         padded = distinct.new_zeros(per_rank * world)
@@ -174,9 +181,10 @@ class MappingObjective(nn.Module):
         else:
             assert batch.pixels is not None
             feature_RE = self.model.of(k).tower.encode_regions(batch.pixels, batch.boxes, batch.image_of, batch.sizes)
-        cosine_RA = self.model.of(k).cosine(feature_RE, self.model.attribute, ids)
         evidence = Evidence(batch.image_of, mentioned, self.share[ids], batch.weight)
-        return mapping_loss(self.model.config, cosine_RA, self.model.chances(cosine_RA, ids), evidence)
+        with full_precision(feature_RE.device):
+            cosine_RA = self.model.of(k).cosine(feature_RE.float(), self.model.attribute, ids)
+            return mapping_loss(self.model.config, cosine_RA, self.model.chances(cosine_RA, ids), evidence)
 
 
 def join_prompts(groups: Sequence[TokenBatch]) -> tuple[TokenBatch, Int[Tensor, " S"]]:
