@@ -59,8 +59,7 @@ class Counted:
 
 def frequencies(parts: Sequence[Counted]) -> Float[np.ndarray, " V"]:
     """Regions an image of each attribute; one that was not met counts as met once in all images that were looked at."""
-    parts = [p for p in parts if p.images]
-    met = sum((p.pairs * (p.share / p.images) for p in parts), np.zeros(1))
+    met = np.sum([p.pairs * (p.share / max(p.images, 1)) for p in parts], axis=0)
     least = 1.0 / max(sum(p.images for p in parts), 1)
     return np.asarray(np.where(met > 0, met, least))
 
