@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import pickle
 import shutil
+import signal
+import subprocess
+import sys
 import threading
 import time
 from dataclasses import replace
@@ -29,7 +32,7 @@ from villa_dist.config import Config, MixConfig
 from villa_dist.config_file import load
 from villa_dist.data import webdataset_pairs
 from villa_dist.data.augment import Augment
-from villa_dist.data.loader import Batches, PairBatch, Recipe
+from villa_dist.data.loader import Batches, Changes, PairBatch, Recipe
 from villa_dist.data.mixture import MixedOrder, MixedSamples, turns_before, whole_weights
 from villa_dist.data.others import joinable, others
 from villa_dist.data.sampler import RegionSampling
@@ -401,3 +404,46 @@ def test_what_webdataset_cannot_read_is_named(runs: dict[str, Config], tmp_path:
         webdataset_pairs(str(tmp_path))
     with pytest.raises(ShardError, match="is not complete"):
         webdataset_pairs(runs["one"].run)
+
+
+CHILD = """
+import sys
+from villa_dist.data.loader import Batches, Recipe
+from villa_dist.data.samples import Samples
+samples = Samples(sys.argv[1], "truth", images=True, max_pixels=10_000)
+asked = dict(seed=0, window=8, batch_images=8, rank=0, world=1, start=0, stop=10**9)
+for step, _ in Batches(samples, recipe=Recipe(workers=3), **asked):
+    if step == 20:
+        print("running", flush=True)
+"""
+
+
+def test_ctrl_c_ends_a_process_whose_threads_decode(runs: dict[str, Config]) -> None:
+    root = Path(__file__).parents[2]
+    child = subprocess.Popen(
+        [sys.executable, "-c", CHILD, f"{runs['one'].run}/train"],
+        cwd=root,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    try:
+        assert child.stdout is not None and child.stdout.readline() == b"running\n"
+        child.send_signal(signal.SIGINT)
+        _, said = child.communicate(timeout=60)
+    finally:
+        child.kill()
+    assert said.rstrip().endswith(b"KeyboardInterrupt") and child.returncode != 0
+
+
+def test_all_of_a_batch_is_pinned_and_moved(runs: dict[str, Config], monkeypatch: pytest.MonkeyPatch) -> None:
+    twice = batches(mix(runs), changes=(Changes(), Changes(turn=True)))
+    plain = twice.batch(0)
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: tensor + 1)
+    twice.pin = True
+    pinned = twice.batch(0)
+    for before, after in ((plain, pinned), (plain.others[0], pinned.others[0])):
+        assert before.pixels is not None and after.pixels is not None
+        assert torch.equal(after.pixels, before.pixels + 1) and torch.equal(after.boxes, before.boxes + 1)
+        assert after.texts == before.texts
+    moved = plain.to(torch.device("meta"))
+    assert moved.boxes.is_meta and moved.others[0].boxes.is_meta and plain.to(torch.device("cpu")) is plain

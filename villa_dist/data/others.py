@@ -49,7 +49,10 @@ def others(mix: Sequence[Entry], stage: str, fingerprint: str) -> list[Other]:
                 "its attributes have other numbers; give both runs the same vocabulary (the same lists, with "
                 "vocabulary.min_count: 0 and order: list, so that nothing is chosen by counts), or leave it out"
             )
-        found.append(Other(dataset, entry.weight, *joinable(dataset, stage)))
+        base, pairs = joinable(dataset, stage)
+        if base.total == 0:
+            raise VillaError(f"data.mix: {dataset} holds no sample; see its quarantine for why, or leave it out")
+        found.append(Other(dataset, entry.weight, base, pairs))
     return found
 
 
