@@ -24,6 +24,7 @@ from villa_dist.attributes.extract import VERSION as EXTRACTION
 from villa_dist.attributes.phrases import Phrase
 from villa_dist.attributes.vocabulary import Choice
 from villa_dist.config import Config
+from villa_dist.data.others import others
 from villa_dist.encoders import published
 from villa_dist.regions.detector import identity
 from villa_dist.stages import vocabulary as vocabulary_stage
@@ -36,6 +37,7 @@ STAGES = ("ingest", "vocabulary", "pretrain", "regions", "fit-mapping", "pairs",
 HOW = (  # how a job is trained, not what it gives
     "workers",
     "threads",
+    "loader_workers",
     "micro_images",
     "offload",
     "activation_checkpointing",
@@ -50,6 +52,9 @@ HOW = (  # how a job is trained, not what it gives
     "validate_steps",
     "validate_images",
 )
+
+# settings that say nothing while they are off: what was trained before there were any is what would be trained now
+OFF = {"augment": None, "regions_per_image": None, "attribute_balance": 0.0}
 
 
 @dataclass(frozen=True)
@@ -195,6 +200,7 @@ def training(config: Config, job: str) -> Claim:
     """job: one_to_one, mapping, villa or ground_truth."""
     request = TrainRequest(job, config, "")
     optim = request.optim.model_dump(mode="json", exclude=set(HOW))
+    optim = {k: v for k, v in optim.items() if k not in OFF or v != OFF[k]}
     what: dict[str, Any] = {"format": FORMAT, "seed": config.seed, "steps": optim, "model": _section(config, "model")}
     what["base"] = stage_manifest(config, "train").digest
     what["data"] = {"max_pixels": config.data.max_pixels}
@@ -212,6 +218,9 @@ def training(config: Config, job: str) -> Claim:
             what["keep_embeddings"] = config.regions.keep_embeddings
     elif job != "one_to_one":
         what[request.pairs] = stage_manifest(config, "train", request.pairs).digest
+        if config.data.mix:
+            mixed = others(config.data.mix, request.pairs, what["vocabulary"])
+            what["mix"] = [config.data.own_weight, *([o.weight, o.base.digest, o.pairs.digest] for o in mixed)]
     return Claim((StageFolder(f"{config.run}/models", job),), what)
 
 

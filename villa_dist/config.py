@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from shards.errors import VillaError
 from villa_dist.config_checks import refuse_engine_options
+from villa_dist.data.words import GUARDS, SIDES, Sides
 
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 MOST = 10**12
@@ -35,6 +36,13 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 
 
+class MixConfig(Section):
+    """Another run whose pairs are learnt from too; docs/training.md."""
+
+    train: Annotated[str, Field(min_length=1)]  # a run, or its train split's folder
+    weight: PositiveFloat = 1.0
+
+
 class DataConfig(Section):
     """Where image-text samples come from. `shards` reads WebDataset tars from a folder per split."""
 
@@ -45,6 +53,16 @@ class DataConfig(Section):
     max_pixels: Positive = 64_000_000
     max_quarantine_fraction: Fraction = 0.01
     quarantine_allowance: Count = 10  # refused samples that never fail a run, whatever the fraction
+    mix: list[MixConfig] = []  # data sets that the region VLM learns from beside this run's own
+    own_weight: Annotated[float, Field(ge=0)] = 1.0  # of this run's own in such a mix; 0: it is left out
+
+    @model_validator(mode="after")
+    def _something_is_learnt_from(self) -> DataConfig:
+        if self.own_weight != 1 and not self.mix:
+            raise ValueError(
+                f"own_weight={self.own_weight} is relative to the weights of mix, which is empty; leave it out"
+            )
+        return self
 
 
 class DigitsConfig(Section):
@@ -239,6 +257,32 @@ class RegionsConfig(Section):
         return self
 
 
+class AugmentConfig(Section):
+    """How images are changed in training, their boxes, attributes and texts with them; docs/training.md."""
+
+    crop: Annotated[list[Annotated[float, Field(gt=0, le=1)]], Field(min_length=2, max_length=2)] | None = None
+    flip: Fraction = 0.0  # the chance of a mirror image, in whose text left and right change places
+    colour: Fraction = 0.0  # how far brightness, contrast and saturation may move from 1
+    sides: list[Annotated[list[str], Field(min_length=2, max_length=2)]] | None = None  # None: English left and right
+    side_guards: list[str] | None = None  # phrases in which they are left alone, such as "* now"; None: English ones
+
+    @model_validator(mode="after")
+    def _can_be_done(self) -> AugmentConfig:
+        if self.crop is not None and self.crop[0] > self.crop[1]:
+            raise ValueError(
+                f"crop={self.crop} must be the least and the greatest share of the image's area, in that order"
+            )
+        try:
+            self.made_sides()
+        except VillaError as error:
+            raise ValueError(str(error)) from error
+        return self
+
+    def made_sides(self) -> Sides:
+        pairs = SIDES if self.sides is None else self.sides
+        return Sides(pairs, GUARDS if self.side_guards is None else self.side_guards)
+
+
 class OptimConfig(Section):
     """One training job, of so many `steps` or, where given, `epochs`. `workers` ranks share the global batch."""
 
@@ -252,6 +296,8 @@ class OptimConfig(Section):
     shift_pixels: Annotated[int, Field(ge=0, le=1024)] = (
         2  # random translation, a pure function of (seed, epoch, sample)
     )
+    augment: AugmentConfig | None = None
+    loader_workers: Annotated[int, Field(ge=0, le=256)] = 1  # threads of a rank that decode; 0: the training thread
     checkpoint_steps: Positive = 100
     checkpoint_minutes: PositiveFloat | None = None  # and whenever so long has passed since the last one
     keep_checkpoints: Positive = 2  # the newest whole ones
@@ -320,6 +366,12 @@ class FitConfig(OptimConfig):
     clip: PositiveFloat = 5.0
 
     @model_validator(mode="after")
+    def _a_mapping_has_changes_of_its_own(self) -> FitConfig:
+        if self.augment is not None:
+            raise ValueError("augment belongs to pretrain and train; see mapping.turned and mapping.recoloured")
+        return self
+
+    @model_validator(mode="after")
     def _a_mapping_retrieves_nothing(self) -> FitConfig:
         if self.validate_steps is not None:
             raise ValueError("validate_steps belongs to pretrain and train, whose models retrieve; leave it out")
@@ -335,6 +387,16 @@ class TrainConfig(OptimConfig):
     near_duplicates: Annotated[float, Field(gt=0.0, lt=1.0)] | None = 0.9
     whole_weight: Annotated[float, Field(ge=0)] = 0.0  # of whole images with whole texts, beside the regions' loss
     micro_images: Positive | None = None  # a rank embeds so many images at once, with all of the batch as negatives
+    regions_per_image: Positive | None = None  # drawn anew each time an image comes; None: all
+    attribute_balance: Fraction = 0.0  # 0: all regions alike; 1: by the inverse frequency of their rarest attribute
+
+    @model_validator(mode="after")
+    def _balance_is_of_draws(self) -> TrainConfig:
+        if self.attribute_balance and self.regions_per_image is None:
+            raise ValueError(
+                f"attribute_balance={self.attribute_balance} is of regions that are drawn; set regions_per_image"
+            )
+        return self
 
 
 class MappingConfig(Section):

@@ -36,7 +36,7 @@ from villa_dist.stages.base import StageRequest
 from villa_dist.stages.ingest import units
 from villa_dist.stages.progress import StageProgress
 from villa_dist.train import lessons
-from villa_dist.train.jobs import TrainRequest, kept_below, model_folder
+from villa_dist.train.jobs import TrainRequest, images_of, kept_below, model_folder
 from villa_dist.train.progress import watch
 
 JUDGED = 256  # shards whose pairs are judged after the stage
@@ -261,7 +261,7 @@ class Pipeline:
             return
         base = self._base("train")
         below = kept_below(self.config, base.shards) if job == "mapping" else ALL
-        samples = base.of({s for s in base.shards if chosen(s, below)}).total
+        samples = images_of(self.config, job, base.of({s for s in base.shards if chosen(s, below)}).total)
         with watch(folder, job, request.optim.steps_over(samples), request.optim.stall_minutes):
             self.runner.train(request)
         if not models.done(folder):

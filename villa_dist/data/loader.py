@@ -1,4 +1,4 @@
-"""A rank's batches in the global order, prepared by a thread ahead of the step that needs them.
+"""A rank's batches in the global order, prepared by threads ahead of the step that needs them.
 
 State is one number, the step: batch `step` holds positions [step * B, (step + 1) * B) of the endless sample stream and
 rank r of W takes the r-th of its W equal parts.
@@ -9,15 +9,19 @@ from __future__ import annotations
 import queue
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, fields, replace
-from functools import cached_property
+from functools import cached_property, partial
+from itertools import islice
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from shards.order import GlobalOrder
+from shards.errors import VillaError
+from shards.prefetch import in_order
+from villa_dist.data.augment import Augment, augmented
+from villa_dist.data.sampler import RegionSampling
 from villa_dist.data.samples import Row, Samples
 from villa_dist.data.transforms import TURNS, shift, stack, turned
 
@@ -47,14 +51,17 @@ class PairBatch:
     others: tuple[PairBatch, ...] = ()  # the same images by the other `Recipe.changes`
 
     def to(self, device: torch.device) -> PairBatch:
-        if device.type == "cpu":
-            return self
+        return self if device.type == "cpu" else self._each(lambda t: t.to(device, non_blocking=True))
+
+    def pinned(self) -> PairBatch:
+        """In memory from which a GPU copies by itself, while the step before goes on."""
+        return self._each(Tensor.pin_memory)
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> PairBatch:
         tensors = {f.name: getattr(self, f.name) for f in fields(self)}
-        moved: dict[str, object] = {
-            k: v.to(device, non_blocking=True) for k, v in tensors.items() if isinstance(v, Tensor)
-        }
-        moved["others"] = tuple(other.to(device) for other in self.others)
-        return replace(self, **moved)  # type: ignore[arg-type]
+        changed: dict[str, object] = {k: change(v) for k, v in tensors.items() if isinstance(v, Tensor)}
+        changed["others"] = tuple(other._each(change) for other in self.others)
+        return replace(self, **changed)  # type: ignore[arg-type]
 
 
 def collate(rows: list[Row], mentions: bool) -> PairBatch:
@@ -125,11 +132,17 @@ class Changes:
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a job's images are changed and chosen, a pure function of seed and place."""
+    """How a job's images and regions are changed and chosen, a pure function of seed and place.
+
+    workers: threads that read and decode, 0 for the training thread itself; they change no batch.
+    """
 
     shift_pixels: int = 0
     changes: tuple[Changes, ...] = (Changes(),)  # each makes a batch of its own
     draws: Draws | None = None
+    augment: Augment | None = None
+    regions: RegionSampling | None = None
+    workers: int = 1
 
 
 def changed(row: Row, changes: Changes, shift_pixels: int, identity: tuple[int, ...]) -> Row:
@@ -166,10 +179,11 @@ class Batches:
         if batch_images % world:
             raise ValueError(f"a global batch of {batch_images} images is not divisible by {world} ranks")
         self.samples, self.seed, self.recipe = samples, seed, recipe
-        self.order = GlobalOrder(samples.manifest.samples, seed, window)
+        self.order = samples.order(seed, window)
         self.batch_images, self.part, self.rank = batch_images, batch_images // world, rank
         self.start, self.stop = start, stop
         self.waited = 0.0
+        self.pin = torch.cuda.is_available()
 
     def places(self, step: int, rank: int | None = None) -> list[tuple[int, int, int]]:
         """(epoch, shard, row) of each sample of a rank's part of a step; the rank is this one where none is given."""
@@ -189,20 +203,71 @@ class Batches:
         ]
 
     def batch(self, step: int) -> PairBatch:
-        places, draws = self.places(step), self.recipe.draws
-        rows = [(self.samples.row(shard, row), (self.seed, epoch, shard, row)) for epoch, shard, row in places]
-        weight = [draws.weight(shard, row) if draws else 1.0 for _, shard, row in places]
-        mentions = self.samples.stage == "regions"
+        places = self.places(step)
+        return self._joined([self.made(place) for place in places], places)
+
+    def made(self, place: tuple[int, int, int]) -> tuple[Row, ...]:
+        """The sample at (epoch, shard, row), once by each of the recipe's changes. Safe in threads.
+
+        Raises: VillaError naming the shard; any other error gets a note with shard and key.
+        """
+        recipe, identity = self.recipe, (self.seed, *place)
+        try:
+            row = self.samples.row(*place[1:])
+            if recipe.augment:
+                row = augmented(row, recipe.augment, identity)
+            if recipe.regions:
+                row = recipe.regions.of(row, identity)
+            return tuple(changed(row, c, recipe.shift_pixels, (*identity, k)) for k, c in enumerate(recipe.changes))
+        except VillaError:
+            raise
+        except Exception as error:
+            error.add_note(f"while sample {self._named(place)} was loaded")
+            raise
+
+    def _named(self, place: tuple[int, int, int]) -> str:
+        _, shard, row = place
+        name = self.samples.manifest.shards[shard]
+        try:
+            return f"{self.samples.key(shard, row)!r} of shard {name}"
+        except Exception:  # noqa: BLE001  what is wrong is told already
+            return f"{row} of shard {name}"
+
+    def _joined(self, rows: list[tuple[Row, ...]], places: list[tuple[int, int, int]]) -> PairBatch:
+        draws, mentions = self.recipe.draws, self.samples.stage == "regions"
+        weight = torch.tensor([draws.weight(*place[1:]) for place in places]) if draws else None
         made = [
-            replace(
-                collate([changed(row, change, self.recipe.shift_pixels, (*at, k)) for row, at in rows], mentions),
-                weight=torch.tensor(weight) if self.recipe.draws else None,
-            )
-            for k, change in enumerate(self.recipe.changes)
+            replace(collate([row[k] for row in rows], mentions), weight=weight) for k in range(len(self.recipe.changes))
         ]
-        return replace(made[0], others=tuple(made[1:]))
+        batch = replace(made[0], others=tuple(made[1:]))
+        return batch.pinned() if self.pin else batch
 
     def __iter__(self) -> Iterator[tuple[int, PairBatch]]:
+        return self._ahead() if self.recipe.workers else self._here()
+
+    def _here(self) -> Iterator[tuple[int, PairBatch]]:
+        for step in range(self.start, self.stop):
+            asked = time.perf_counter()
+            batch = self.batch(step)
+            self.waited += time.perf_counter() - asked
+            yield step, batch
+
+    def _decoded(self) -> Generator[tuple[int, PairBatch], None, None]:
+        """Every step's batch, its rows made by `workers` threads, which begin on the next step's while a batch is joined.
+        At most a batch's rows, or two a thread where that is more, are made or waiting at once."""
+        workers, steps = self.recipe.workers, range(self.start, self.stop)
+        if workers == 1:
+            yield from ((step, self.batch(step)) for step in steps)
+            return
+        places = (place for step in steps for place in self.places(step))
+        rows = in_order((partial(self.made, place) for place in places), max(self.part, 2 * workers), workers)
+        try:
+            for step in steps:
+                yield step, self._joined(list(islice(rows, self.part)), self.places(step))
+        finally:
+            rows.close()
+
+    def _ahead(self) -> Iterator[tuple[int, PairBatch]]:
         ready: queue.Queue[tuple[int, PairBatch] | BaseException | None] = queue.Queue(AHEAD)
         stopped = threading.Event()
 
@@ -214,14 +279,17 @@ class Batches:
                     continue
 
         def produce() -> None:
+            made = self._decoded()
             try:
-                for step in range(self.start, self.stop):
+                for item in made:
+                    put(item)
                     if stopped.is_set():
                         return
-                    put((step, self.batch(step)))
                 put(None)
             except BaseException as error:  # noqa: BLE001  handed to the consumer, which raises it
                 put(error)
+            finally:
+                made.close()
 
         thread = threading.Thread(target=produce, name="villa-loader", daemon=True)
         thread.start()

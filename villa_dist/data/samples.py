@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import threading
 from collections import OrderedDict
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
+from typing import Protocol
 
 import numpy as np
 import pyarrow as pa
 
 from shards import manifest, sidecar
 from shards.commit import StageFolder
-from shards.decode import decode_image, image_member, sample_text
+from shards.decode import DecodeError, decode_image, image_member, sample_text
+from shards.errors import ShardError
+from shards.order import GlobalOrder
 from shards.reader import BaseShard, embeddings_of, read_sidecar
 from shards.sample import ALL, chosen
 
@@ -47,6 +51,14 @@ class SidecarRows:
         return self.boxes[self.box_at[i] : self.box_at[i + 1]], region, self.attribute[pairs]
 
 
+class Order(Protocol):
+    """Which sample stands at a position of an endless stream."""
+
+    def locate(self, start: int, stop: int) -> np.ndarray:
+        """Positions [start, stop) as rows (epoch, shard, row), int64."""
+        ...
+
+
 class OpenShard:
     """A base shard with its joined sidecar; the sidecar's keys are checked against the base when it is opened."""
 
@@ -58,10 +70,29 @@ class OpenShard:
             folder = StageFolder(dataset_url, stage)
             table = read_sidecar(folder, shard, sidecar.REGIONS if stage == "regions" else sidecar.PAIRS)
             sidecar.check_aligned(table, self.base.keys, folder.store.path(shard))
+            check_made_of(folder, shard, self.base)
             self.rows = SidecarRows(table)
         if embeddings:
             image_row, self.embedding = embeddings_of(read_sidecar(StageFolder(dataset_url, "embeddings"), shard, None))
             self.embedding_at = np.searchsorted(image_row, np.arange(len(self.base) + 1))
+
+
+@dataclass
+class _Opening:
+    """A shard that is open, or that one thread is opening."""
+
+    lock: threading.Lock = field(default_factory=threading.Lock)
+    shard: OpenShard | None = None
+
+
+def check_made_of(folder: StageFolder, shard: str, base: BaseShard) -> None:
+    """Raises: ShardError when a sidecar was made of another tar, which may have the very same keys."""
+    made_of, is_ = folder.marker(shard).input_digest, base.marker.output(".tar").sha256
+    if len(made_of) == len(is_) and made_of != is_:  # `truth` is made of no tar
+        raise ShardError(
+            f"sidecar {folder.store.path(shard)} was made of another tar than {base.place} (sha256 {made_of[:12]}…, now "
+            f"{is_[:12]}…); redo the stage {folder.stage!r} with --force"
+        )
 
 
 class Samples:
@@ -86,23 +117,30 @@ class Samples:
         self.images, self.embeddings, self.max_pixels = images, embeddings, max_pixels
         self.below = below
         self.texts = texts or stage is None
-        self._open: OrderedDict[int, OpenShard] = OrderedDict()
+        self._open: OrderedDict[int, _Opening] = OrderedDict()
+        self._lock = threading.Lock()
         self._keys = lru_cache(OPEN_SHARDS)(lambda shard: BaseShard(StageFolder(dataset_url, "base"), shard).keys)
 
     @cached_property
     def manifest(self) -> manifest.Manifest:
+        """Of the base shards, less those that `below` leaves out."""
         base = manifest.read(StageFolder(self.dataset_url, "base"))
         return base if self.below == ALL else base.of({s for s in base.shards if chosen(s, self.below)})
 
+    def order(self, seed: int, window: int) -> Order:
+        return GlobalOrder(self.manifest.samples, seed, window)
+
     def shard(self, index: int) -> OpenShard:
-        if index in self._open:
+        """Safe in threads: each shard is opened by one of them, while others open others."""
+        with self._lock:
+            opening = self._open.setdefault(index, _Opening())
             self._open.move_to_end(index)
-        else:
-            name = self.manifest.shards[index]
-            self._open[index] = OpenShard(self.dataset_url, name, self.stage, self.embeddings)
             if len(self._open) > OPEN_SHARDS:
                 self._open.popitem(last=False)
-        return self._open[index]
+        with opening.lock:
+            if opening.shard is None:
+                opening.shard = OpenShard(self.dataset_url, self.manifest.shards[index], self.stage, self.embeddings)
+            return opening.shard
 
     def key(self, index: int, row: int) -> str:
         """The key of a sample, by the base shard alone. Safe beside the thread that loads."""
@@ -117,6 +155,12 @@ class Samples:
         if not self.images:
             return Row(None, "", boxes, region, attribute, embedding)
         members = shard.base.sample(row)
-        pixels = decode_image(image_member(members), self.max_pixels)
-        text = sample_text(members) if self.texts else ""
+        try:
+            pixels = decode_image(image_member(members), self.max_pixels)
+            text = sample_text(members) if self.texts else ""
+        except DecodeError as error:
+            raise ShardError(
+                f"shard {shard.base.place}: sample {shard.base.keys[row]!r} cannot be used: {error}; restore the shard, or "
+                "redo the ingest stage with --force, which leaves such samples out"
+            ) from error
         return Row(pixels, text, boxes, region, attribute, embedding)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
 
@@ -23,7 +23,11 @@ from shards.store import Store
 from villa_dist import models
 from villa_dist.attributes import vocabulary
 from villa_dist.config import Config, OptimConfig, TrainConfig
+from villa_dist.data.augment import Augment
 from villa_dist.data.loader import Draws, Recipe
+from villa_dist.data.mixture import MixedSamples
+from villa_dist.data.others import others
+from villa_dist.data.sampler import Counted, RegionSampling, counted, frequencies
 from villa_dist.data.samples import Samples
 from villa_dist.encoders.precision import best_device
 from villa_dist.mapping.model import MappingModel
@@ -91,18 +95,73 @@ def one_to_one(config: Config) -> JobParts:
     samples = _samples(config, None)
     vlm = RegionVLM(config.model)
     check = validation(config, config.pretrain)
+    described, recipe = models.vlm_description(vlm), recipe_of(config.pretrain)
     return JobParts(
-        WholeObjective(vlm), samples, _vlm_of, models.vlm_description(vlm), models.vlm_files(vlm), validate=check
+        WholeObjective(vlm), samples, _vlm_of, described, models.vlm_files(vlm), recipe=recipe, validate=check
     )
 
 
 def region_vlm(config: Config, pairs: str) -> JobParts:
     words = vocabulary.read(Store(config.run))
     vlm = RegionVLM(config.model)
-    samples = _samples(config, pairs, texts=config.train.whole_weight > 0)
+    samples = mixed(config, pairs, _samples(config, pairs, texts=config.train.whole_weight > 0), words)
+    recipe = replace(recipe_of(config.train, words), regions=sampling(config, samples, len(words)))
     objective = RegionObjective(vlm, words.prompts, config.train, near_reference(config.train, vlm, words))
     check = validation(config, config.train)
-    return JobParts(objective, samples, _vlm_of, models.vlm_description(vlm), models.vlm_files(vlm), validate=check)
+    described, files = models.vlm_description(vlm), models.vlm_files(vlm)
+    return JobParts(objective, samples, _vlm_of, described, files, recipe=recipe, validate=check)
+
+
+def recipe_of(optim: OptimConfig, words: vocabulary.Vocabulary | None = None) -> Recipe:
+    """What the settings of a VLM's job say of its images. words: the attributes its pairs are of; None: whole texts."""
+    if optim.augment is None:
+        return Recipe(workers=optim.loader_workers)
+    chosen_sides, crop = optim.augment.made_sides(), optim.augment.crop
+    return Recipe(
+        workers=optim.loader_workers,
+        augment=Augment(
+            crop=(crop[0], crop[1]) if crop else None,
+            flip=optim.augment.flip,
+            colour=optim.augment.colour,
+            sides=chosen_sides,
+            counterpart=chosen_sides.counterparts(words.phrases) if words else None,
+        ),
+    )
+
+
+def mixed(config: Config, stage: str, own: Samples, words: vocabulary.Vocabulary) -> Samples:
+    """A region VLM's samples: the run's own, with those of `data.mix`. Raises: VillaError for one that does not fit."""
+    if not config.data.mix:
+        return own
+    found = others(config.data.mix, stage, words.fingerprint)
+    sets = [(own, config.data.own_weight)] if config.data.own_weight else []
+    for o in found:
+        its = Samples(o.dataset_url, stage, images=True, max_pixels=own.max_pixels, texts=own.texts)
+        sets.append((its, o.weight))
+    return MixedSamples([its for its, _ in sets], [weight for _, weight in sets])
+
+
+def images_of(config: Config, job: str, own: int) -> int:
+    """Images of a job's data sets together; own: those of this run."""
+    if not config.data.mix or job in ("one_to_one", "mapping"):
+        return own
+    words = vocabulary.read(Store(config.run))
+    found = others(config.data.mix, TrainRequest(job, config, "").pairs, words.fingerprint)
+    return own * bool(config.data.own_weight) + sum(o.base.total for o in found)
+
+
+def sampling(config: Config, samples: Samples, attributes: int) -> RegionSampling | None:
+    """How regions are drawn; their attributes are counted only where they matter."""
+    if config.train.regions_per_image is None:
+        return None
+    parts: list[Counted] = []
+    if config.train.attribute_balance:
+        assert samples.stage is not None
+        sets, weights = (samples.sets, samples.weights) if isinstance(samples, MixedSamples) else ((samples,), (1.0,))
+        for each, weight in zip(sets, weights, strict=True):
+            parts.append(counted(each.dataset_url, samples.stage, attributes, config.seed, weight / sum(weights)))
+    frequency = frequencies(parts) if parts else np.ones(attributes)
+    return RegionSampling(config.train.regions_per_image, config.train.attribute_balance, frequency)
 
 
 def validation(config: Config, optim: OptimConfig) -> Validation | None:
@@ -162,7 +221,7 @@ def mapping(config: Config) -> JobParts:
         fitted = models.build_mapping(description, weights).to(best_device())
         return {**weights, "threshold": calibrated(fitted, samples, share, config.mapping.fit, config.seed)}
 
-    recipe = Recipe(changes=changes, draws=draws)
+    recipe = Recipe(changes=changes, draws=draws, workers=config.mapping.fit.loader_workers)
     return JobParts(objective, samples, _model_of, description, recipe=recipe, complete=complete)
 
 
