@@ -30,8 +30,9 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.encoders import HALF, tower
-from villa_dist.config import Config, ModelConfig, OptimConfig, TrainConfig
+from villa_dist.config import Config, ModelConfig
 from villa_dist.config_file import load
+from villa_dist.config_train import OptimConfig, TrainConfig
 from villa_dist.data.loader import Batches, PairBatch, Recipe
 from villa_dist.encoders.hf_library import config_class
 from villa_dist.encoders.preprocess import Preprocess

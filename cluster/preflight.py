@@ -9,7 +9,8 @@ from pathlib import Path
 
 from shards.errors import VillaError
 from shards.store import Store
-from villa_dist.config import HUB_ID, Config
+from villa_dist.config import Config
+from villa_dist.config_base import HUB_ID
 
 LIMIT = 100 << 20  # of an upload to Ray's head, as a zip
 EXCLUDED = (

@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from villa_dist.config import ModelConfig, OptimConfig
+    from villa_dist.config import ModelConfig
+    from villa_dist.config_train import OptimConfig
 
 
 def refuse_engine_options(name: str, job: OptimConfig, model: ModelConfig) -> None:

@@ -11,7 +11,8 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from villa_dist.config import HUB_ID, Config, ConfigError, Section, StudyConfig
+from villa_dist.config import Config, StudyConfig
+from villa_dist.config_base import HUB_ID, ConfigError, Section
 
 
 def load(path: str | None, overrides: list[str] | None = None) -> Config:

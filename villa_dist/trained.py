@@ -13,7 +13,8 @@ from torch import Tensor
 from shards.commit import StageFolder
 from shards.errors import ShardError, VillaError
 from villa_dist import models
-from villa_dist.config import HUB_ID, ModelConfig
+from villa_dist.config import ModelConfig
+from villa_dist.config_base import HUB_ID
 from villa_dist.encoders.hf_checkpoint import FAMILIES, local_folder, own_names, read_json
 from villa_dist.names import CHECKPOINTS, DONE, TITLES, TOKENIZER, VLMS, WEIGHTS
 from villa_dist.train import checkpoint

@@ -18,7 +18,8 @@ from test_region_objective import gradients
 from torch import Tensor
 from torch.multiprocessing.spawn import spawn
 
-from villa_dist.config import ModelConfig, OptimConfig, TrainConfig
+from villa_dist.config import ModelConfig
+from villa_dist.config_train import OptimConfig, TrainConfig
 from villa_dist.train.local import free_port, set_rank_environment
 from villa_dist.train.objective import RegionObjective
 from villa_dist.vlm.model import RegionVLM

@@ -11,7 +11,8 @@ import torch
 from rank_pool import RankPool, averaged
 from torch import nn
 
-from villa_dist.config import ImageTowerConfig, MappingConfig, ModelConfig, TextTowerConfig, TrainConfig
+from villa_dist.config import ImageTowerConfig, MappingConfig, ModelConfig, TextTowerConfig
+from villa_dist.config_train import TrainConfig
 from villa_dist.data.loader import PairBatch
 from villa_dist.distributed import world_size
 from villa_dist.mapping.evidence import ALONE

@@ -18,7 +18,8 @@ from test_published_ranks import PROMPTS, batch
 from torch import Tensor, nn
 
 from shards.errors import VillaError
-from villa_dist.config import ModelConfig, OptimConfig, TrainConfig
+from villa_dist.config import ModelConfig
+from villa_dist.config_train import OptimConfig, TrainConfig
 from villa_dist.train.local import free_port, set_rank_environment
 from villa_dist.train.objective import RegionObjective
 from villa_dist.train.recompute import blocks, recompute_blocks

@@ -20,8 +20,10 @@ from test_published_ranks import batch as hf_batch
 from torch import Tensor, nn
 
 from shards.errors import VillaError
-from villa_dist.config import Config, ConfigError, ModelConfig, TrainConfig
+from villa_dist.config import Config, ModelConfig
+from villa_dist.config_base import ConfigError
 from villa_dist.config_file import load
+from villa_dist.config_train import TrainConfig
 from villa_dist.data.loader import PairBatch
 from villa_dist.losses import Pairs, multi_positive
 from villa_dist.train import near, objective

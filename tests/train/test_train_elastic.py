@@ -12,7 +12,7 @@ from group import run_ranks
 from torch import nn
 
 from shards.errors import StorageFullError
-from villa_dist.config import OptimConfig
+from villa_dist.config_train import OptimConfig
 from villa_dist.distributed import barrier, rank, world_size
 from villa_dist.train import checkpoint
 from villa_dist.train.checkpoint import TrainState

@@ -12,7 +12,8 @@ from group import run_ranks
 from torch import nn
 
 from shards.errors import VillaError
-from villa_dist.config import ModelConfig, OptimConfig
+from villa_dist.config import ModelConfig
+from villa_dist.config_train import OptimConfig
 from villa_dist.data.loader import PairBatch
 from villa_dist.distributed import rank, world_size
 from villa_dist.train.agree import agree

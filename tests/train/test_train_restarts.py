@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from shards.errors import VillaError
-from villa_dist.config import OptimConfig
+from villa_dist.config_train import OptimConfig
 from villa_dist.names import RANKS, STOP
 from villa_dist.train import agree as agreeing
 from villa_dist.train import local, nonfinite, signals

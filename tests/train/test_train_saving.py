@@ -14,8 +14,8 @@ import torch
 
 from shards.errors import VillaError
 from shards.store import Store
-from villa_dist.config import OptimConfig
 from villa_dist.config_file import load
+from villa_dist.config_train import OptimConfig
 from villa_dist.observe import LOG
 from villa_dist.train import checkpoint, remote, resume, saving
 from villa_dist.train.checkpoint import MARKER, TrainState, kept, newest, prune, reached, seal, tag

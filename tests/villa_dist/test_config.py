@@ -11,7 +11,8 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from villa_dist.config import Config, ConfigError
+from villa_dist.config import Config
+from villa_dist.config_base import ConfigError
 from villa_dist.config_file import absolute, dump, key_names, load
 
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from shards.errors import VillaError
-from villa_dist.config import AugmentConfig, FitConfig, TrainConfig
+from villa_dist.config_train import AugmentConfig, FitConfig, TrainConfig
 from villa_dist.data.augment import ASPECT, INSIDE, Augment, augmented, boxes_in, draw_part, lit, mirrored, part_of
 from villa_dist.data.sampler import Counted, RegionSampling, frequencies
 from villa_dist.data.samples import Row

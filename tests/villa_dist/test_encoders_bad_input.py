@@ -23,7 +23,8 @@ from safetensors.torch import load_file, save_file
 
 from shards.errors import ShardError, VillaError
 from villa_dist import models
-from villa_dist.config import Config, ConfigError, ModelConfig
+from villa_dist.config import Config, ModelConfig
+from villa_dist.config_base import ConfigError
 from villa_dist.config_file import load
 from villa_dist.encoders import hf_library, published
 from villa_dist.encoders.precision import number_format

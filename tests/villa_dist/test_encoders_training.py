@@ -17,7 +17,8 @@ import torch
 from torch.multiprocessing.spawn import spawn
 
 from villa_dist import models
-from villa_dist.config import ModelConfig, OptimConfig
+from villa_dist.config import ModelConfig
+from villa_dist.config_train import OptimConfig
 from villa_dist.data.loader import PairBatch
 from villa_dist.train.objective import RegionObjective, WholeObjective
 from villa_dist.vlm.model import RegionVLM

@@ -10,7 +10,8 @@ import tiny_checkpoints
 import tiny_clip
 import torch
 
-from villa_dist.config import Config, ModelConfig, OptimConfig
+from villa_dist.config import Config, ModelConfig
+from villa_dist.config_train import OptimConfig
 from villa_dist.train.groups import depth, parameter_groups, rate_factors
 from villa_dist.train.objective import RegionObjective
 from villa_dist.vlm.model import RegionVLM

@@ -13,7 +13,8 @@ from hypothesis.extra import numpy as hnp
 
 from shards.decode import DecodeError
 from shards.errors import ShardError
-from villa_dist.config import ConfigError, RegionsConfig
+from villa_dist.config import RegionsConfig
+from villa_dist.config_base import ConfigError
 from villa_dist.config_file import load
 from villa_dist.regions.annotations import AnnotationProposer, boxes_in
 from villa_dist.regions.backends import BACKENDS, make_proposer

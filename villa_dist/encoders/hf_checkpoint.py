@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from shards.errors import VillaError
-from villa_dist.config import HUB_ID, ModelConfig
+from villa_dist.config import ModelConfig
+from villa_dist.config_base import HUB_ID
 from villa_dist.encoders.openai import read_tensors
 from villa_dist.encoders.preprocess import CLIP_MEAN, CLIP_STD, Preprocess
 from villa_dist.encoders.published import Family, Published

@@ -20,7 +20,8 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from shards.errors import ShardError
 from shards.store import Store
 from villa_dist import __version__, models
-from villa_dist.config import Config, OptimConfig
+from villa_dist.config import Config
+from villa_dist.config_train import OptimConfig
 from villa_dist.names import JOBS, METRICS
 from villa_dist.report import gallery, plots, tables, text
 from villa_dist.report.summary import summary

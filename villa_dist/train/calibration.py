@@ -14,7 +14,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from shards.order import GlobalOrder
-from villa_dist.config import OptimConfig
+from villa_dist.config_train import OptimConfig
 from villa_dist.data.loader import PairBatch, collate
 from villa_dist.data.samples import Samples
 from villa_dist.mapping.model import MappingModel

@@ -21,7 +21,7 @@ from torch import nn
 from torch.utils.checkpoint import set_checkpoint_early_stop
 
 from shards.errors import VillaError
-from villa_dist.config import OptimConfig
+from villa_dist.config_train import OptimConfig
 from villa_dist.distributed import rank, world_size
 from villa_dist.encoders.precision import best_device
 from villa_dist.observe import LOG

@@ -14,7 +14,7 @@ from typing import Any
 
 from torch import nn
 
-from villa_dist.config import OptimConfig
+from villa_dist.config_train import OptimConfig
 
 TOWER = re.compile(r"(?:^|\.)(image|tower|text)\.(.+)")  # RegionVLM's two, and a mapping expert's
 STEM = re.compile(r"(model\.(embeddings|pre_layrnorm)|stem|conv\d|bn\d)\b")

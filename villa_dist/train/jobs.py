@@ -22,7 +22,8 @@ from shards.sample import ALL, bound, chosen
 from shards.store import Store
 from villa_dist import models
 from villa_dist.attributes import vocabulary
-from villa_dist.config import Config, OptimConfig, TrainConfig
+from villa_dist.config import Config
+from villa_dist.config_train import OptimConfig, TrainConfig
 from villa_dist.data.augment import Augment
 from villa_dist.data.loader import Draws, Recipe
 from villa_dist.data.mixture import MixedSamples

@@ -23,7 +23,7 @@ import torch
 from torch import nn
 
 from villa_dist import models
-from villa_dist.config import OptimConfig
+from villa_dist.config_train import OptimConfig
 from villa_dist.data.loader import Batches, Recipe
 from villa_dist.data.samples import Samples
 from villa_dist.distributed import rank, world_size

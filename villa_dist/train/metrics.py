@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from villa_dist.config import OptimConfig
+from villa_dist.config_train import OptimConfig
 from villa_dist.data.loader import PairBatch
 from villa_dist.distributed import rank, world_size
 from villa_dist.names import METRICS

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from shards.errors import VillaError
-from villa_dist.config import OptimConfig
+from villa_dist.config_train import OptimConfig
 from villa_dist.data.loader import Batches
 from villa_dist.distributed import rank, world_size
 from villa_dist.names import NONFINITE

@@ -17,7 +17,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from villa_dist.attributes.extract import sentences
-from villa_dist.config import TrainConfig
+from villa_dist.config_train import TrainConfig
 from villa_dist.data.loader import PairBatch
 from villa_dist.distributed import rank, world_size
 from villa_dist.encoders.text import TokenBatch

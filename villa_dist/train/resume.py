@@ -14,7 +14,7 @@ from pathlib import Path
 from torch import nn
 
 from shards.errors import VillaError
-from villa_dist.config import OptimConfig
+from villa_dist.config_train import OptimConfig
 from villa_dist.distributed import barrier, rank, world_size
 from villa_dist.observe import LOG
 from villa_dist.train import checkpoint, remote

@@ -11,7 +11,7 @@ from types import TracebackType
 import torch
 
 from shards.errors import VillaError
-from villa_dist.config import OptimConfig
+from villa_dist.config_train import OptimConfig
 from villa_dist.distributed import barrier, rank
 from villa_dist.train import checkpoint
 from villa_dist.train.checkpoint import TrainState
