@@ -222,7 +222,8 @@ class Batches:
         except VillaError:
             raise
         except Exception as error:
-            error.add_note(f"while sample {self._named(place)} was loaded")
+            if hasattr(error, "add_note"):  # from Python 3.11 on
+                error.add_note(f"while sample {self._named(place)} was loaded")
             raise
 
     def _named(self, place: tuple[int, int, int]) -> str:
