@@ -189,6 +189,32 @@ def embed(config: Config, split: str, job: str) -> Claim:
     return _on_split(config, split, what, (f"evaluate-{job}",))
 
 
+def boxes(config: Config, split: str, truth: str) -> Claim:
+    """truth: digest of the truth's file, or "samples"."""
+    wanted = config.evaluate.detection
+    assert wanted is not None
+    what = {
+        "truth": truth,
+        "base": stage_manifest(config, split).digest,
+        "proposals": regions_choice(config) if "proposals" in wanted.modes else "none",
+    }
+    return _on_split(config, split, what, ("boxes",))
+
+
+def detect(config: Config, split: str, row: str, model: str, classes: str) -> Claim:
+    """model: digest of the model; classes: the file of its class vectors, whose name tells classes and templates."""
+    wanted = config.evaluate.detection
+    assert wanted is not None
+    decides = wanted.model_dump(mode="json", include={"boxes", "protocol", "objectness"})
+    what = {
+        "detection": decides,
+        "model": model,
+        "classes": classes,
+        "boxes": stage_manifest(config, split, "boxes").digest,
+    }
+    return _on_split(config, split, what, (f"detect-{row}",))
+
+
 def training(config: Config, job: str) -> Claim:
     """job: one_to_one, mapping, villa or ground_truth."""
     request = TrainRequest(job, config, "")

@@ -10,9 +10,10 @@ import math
 import re
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, Field, model_validator
 
 from shards.errors import VillaError
+from villa_dist.config_evaluate import STRICT, EvaluateConfig
 
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 MOST = 10**12
@@ -31,7 +32,7 @@ class ConfigError(VillaError):
 
 
 class Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
+    model_config = STRICT
 
 
 class DataConfig(Section):
@@ -397,11 +398,6 @@ class PairsConfig(Section):
     fused: bool = False  # propose, embed and map in one pass, without region sidecars of every shard
 
 
-class EvaluateConfig(Section):
-    splits: Annotated[list[Literal["validation", "test"]], Field(min_length=1)] = ["test"]
-    ground_truth: bool = True  # also train on the true pairs, where they are known
-
-
 class RayConfig(Section):
     address: str | None = None  # None: the cluster of RAY_ADDRESS, or a local Ray made for this run
     workers: Positive | None = None  # None: one a CPU, less the driver's slack
@@ -433,6 +429,11 @@ class Config(Section):
             raise ValueError("data.source: shards needs data.train, a folder of .tar shards")
         if self.pairs.assign == "transport" and self.mapping.loss == "contrastive":
             raise ValueError("pairs.assign: transport moves probabilities, and mapping.loss=contrastive gives cosines")
+        if (found := self.evaluate.detection) and found.boxes != "truth" and self.regions.proposals == "annotations":
+            raise ValueError(
+                f"evaluate.detection.boxes={found.boxes} needs proposals, and regions.proposals=annotations are the true "
+                "boxes; set evaluate.detection.boxes=truth, or regions.proposals to segments, hf or grid"
+            )
         if self.pretrain.steps == 0 and not self.model.published:
             raise ValueError(
                 "pretrain.steps=0 takes the one-to-one VLM from a checkpoint; name it in model.weights, or train for "

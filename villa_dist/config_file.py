@@ -33,7 +33,14 @@ def absolute(config: Config) -> Config:
     words = config.vocabulary.model_copy(update={"lists": lists})
     detector = config.regions.hf.model_copy(update={"model": local_weights(config.regions.hf.model)})
     regions = config.regions.model_copy(update={"hf": detector})
-    sections = {"data": data, "digits": digits, "model": model, "regions": regions, "vocabulary": words}
+    evaluate = config.evaluate
+    baselines = [b.model_copy(update={"weights": local_weights(b.weights)}) for b in evaluate.baselines]
+    if found := evaluate.detection:
+        found = found.model_copy(update={"truth": fix(found.truth), "templates": fix(found.templates)})
+    evaluate = evaluate.model_copy(update={"baselines": baselines, "detection": found})
+    sections = {
+        "data": data, "digits": digits, "model": model, "regions": regions, "vocabulary": words, "evaluate": evaluate
+    }  # fmt: skip
     return config.model_copy(update={"run": fix(config.run), **sections})
 
 
