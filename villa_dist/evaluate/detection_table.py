@@ -63,7 +63,7 @@ def detections_of(tables: Sequence[pa.Table], mode: str, truth: SplitTruth, clas
         image = np.repeat(truth.rows[start : start + len(table)], np.diff(at))
         category = np.array(classes.ids, np.int64)[sidecar.list_column(table, f"{mode}_class")[0]]
         score, _ = sidecar.list_column(table, f"{mode}_score")
-        found = Detections(image, category, box.astype(np.float64), score.astype(np.float64))
+        found = Detections(image, category, box, score)
         parts.append(found.take(np.isin(image, truth.truth.images)))
         start += len(table)
     return Detections.join(parts)

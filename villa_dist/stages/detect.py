@@ -28,20 +28,21 @@ from villa_dist.stages.base import StageRequest, commit_sidecar
 from villa_dist.stages.images import embed_regions
 from villa_dist.stages.windows import ReadAhead, windows
 
-XYWH = pa.list_(pa.float32(), 4)
+XYWH = pa.list_(pa.float64(), 4)
 MODES = ("truth", "proposals")
 
 
 def schema(modes: tuple[str, ...]) -> pa.Schema:
     """One row an image. known: true boxes that were classified, top1 and top5: how many of them rightly, ties by
     expectation; then the detections of each mode, best first: box (x, y, width, height), class (row of the class vectors),
-    score."""
+    score. Scores are float64: probabilities at a temperature of .01 lie so close to 1 that float32 makes many of them equal,
+    and the order of equal scores moves average precision."""
     columns = [("key", pa.string()), ("known", pa.int32()), ("top1", pa.float64()), ("top5", pa.float64())]
     for mode in modes:
         columns += [
             (f"{mode}_box", pa.list_(XYWH)),
             (f"{mode}_class", pa.list_(pa.int32())),
-            (f"{mode}_score", pa.list_(pa.float32())),
+            (f"{mode}_score", pa.list_(pa.float64())),
         ]
     return pa.schema(columns)
 
@@ -166,6 +167,6 @@ def _table(keys: list[str], found: list[dict[str, Any]], modes: tuple[str, ...])
         joined, lengths = Detections.join(parts), [len(p) for p in parts]
         for name, values in (("box", joined.box), ("class", joined.category), ("score", joined.score)):
             kind = wanted.field(f"{mode}_{name}").type
-            number = np.int32 if name == "class" else np.float32
+            number = np.int32 if name == "class" else np.float64
             columns[f"{mode}_{name}"] = sidecar.ragged(kind, values.astype(number), lengths)
     return pa.table(columns, schema=wanted)
