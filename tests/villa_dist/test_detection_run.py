@@ -23,12 +23,14 @@ from villa_dist.evaluate.classes import COCO_BASE, COCO_NOVEL
 from villa_dist.evaluate.coco_engine import coco_average_precision
 from villa_dist.evaluate.detection import Detections
 from villa_dist.evaluate.detection_files import read_truth
+from villa_dist.evaluate.detection_table import lines
 from villa_dist.evaluate.known_boxes import NONE
 from villa_dist.evaluate.models_measured import Measured
 from villa_dist.evaluate.zero_shot import ImageRegions, class_vectors, detect
 from villa_dist.pipeline import Pipeline
 from villa_dist.regions.grid import GridProposer
 from villa_dist.regions.proposals import Photo
+from villa_dist.report.build import render
 from villa_dist.runner import LocalRunner
 from villa_dist.stages.boxes import image_id, own_boxes
 from villa_dist.stages.windows import Sample
@@ -67,6 +69,18 @@ def test_a_perfect_model_reaches_everything_on_true_boxes(folder: Path) -> None:
     top1 = next(d for d in found["differences"] if d["metric"] == "top1")
     assert top1["difference"] == pytest.approx(100 - base["top1"]) and top1["significant"]
     assert json.loads((folder / "run/results.json").read_text())["detection"]["test"] == found
+
+
+def test_the_report_shows_the_table(folder: Path) -> None:
+    config = config_of(folder, classes={"base": ["red", "blue"], "novel": ["green"]})
+    found = evaluated(config)
+    page = render(config)
+    assert "Zero-shot detection, test split, true boxes" in page and "were not measured" not in page
+    assert "Zero-shot detection on true boxes of the test split (30 images" in page
+    assert "AP50 novel" in page and "detect, ViLLA" in page
+    gain = next(d["difference"] for d in found["differences"] if d["group"] == "all" and d["metric"] == "AP50")
+    assert f"+{gain:.1f} (" in page
+    assert any(line.startswith("ViLLA ") and "100.0" in line for line in lines(found))
 
 
 def by_hand(quality: float, mode: str, truth: Any) -> Detections:
