@@ -25,8 +25,9 @@ from villa_dist.evaluate.detection import Detections
 from villa_dist.evaluate.detection_files import read_truth
 from villa_dist.evaluate.detection_table import lines
 from villa_dist.evaluate.known_boxes import NONE
+from villa_dist.evaluate.lvis_engine import lvis_average_precision
 from villa_dist.evaluate.models_measured import Measured
-from villa_dist.evaluate.zero_shot import ImageRegions, class_vectors, detect
+from villa_dist.evaluate.zero_shot import COCO, LVIS, ImageRegions, Protocol, class_vectors, detect
 from villa_dist.pipeline import Pipeline
 from villa_dist.regions.grid import GridProposer
 from villa_dist.regions.proposals import Photo
@@ -83,7 +84,7 @@ def test_the_report_shows_the_table(folder: Path) -> None:
     assert any(line.startswith("ViLLA ") and "100.0" in line for line in lines(found))
 
 
-def by_hand(quality: float, mode: str, truth: Any) -> Detections:
+def by_hand(quality: float, mode: str, truth: Any, protocol: Protocol = COCO) -> Detections:
     seer = Seer(quality)
     vectors = class_vectors(truth.names, ["a photo of a {}"], lambda texts: seer.embed_texts(texts).numpy())
     grid = GridProposer(RegionsConfig(proposals="grid", grid=[2, 2], grid_levels=2))
@@ -98,7 +99,7 @@ def by_hand(quality: float, mode: str, truth: Any) -> Detections:
         at = torch.from_numpy(np.asarray(given, np.float32))
         image = torch.from_numpy(pixels).permute(2, 0, 1)[None]
         embedded = seer.embed_regions(image, at, torch.zeros(len(at), dtype=torch.long), torch.tensor([[48, 48]]))
-        parts.append(detect(ImageRegions(n, given, embedded.numpy(), objectness), vectors, truth.categories))
+        parts.append(detect(ImageRegions(n, given, embedded.numpy(), objectness), vectors, truth.categories, protocol))
     return Detections.join(parts)
 
 
@@ -123,6 +124,51 @@ def test_it_equals_the_library_by_hand(folder: Path) -> None:
         )
         assert told["difference"] == pytest.approx(100 * expected.difference, abs=1e-4)
         assert told["interval"] == pytest.approx([100 * expected.low, 100 * expected.high], abs=1e-4)
+
+
+def test_lvis_by_hand(folder: Path) -> None:
+    """Green is not exhaustive in one image, and absent for certain in another: what is found there counts or does not."""
+
+    def change(truth: dict[str, Any]) -> None:
+        for n, image in enumerate(truth["images"]):
+            image |= {"neg_category_ids": [3] if n == 1 else [], "not_exhaustive_category_ids": [3] if n == 2 else []}
+        for category, frequency in zip(truth["categories"], "rcf", strict=True):
+            category["frequency"] = frequency
+
+    place = changed(folder, change)
+    found = evaluated(config_of(folder, truth=place, protocol="lvis", boxes="both"))
+    truth = read_truth(place)
+    assert found["classes"] == {"rare": 1, "common": 1, "frequent": 1, "all": 3}
+    for mode in ("truth", "proposals"):
+        hand = lvis_average_precision(truth, by_hand(0.5, mode, truth, LVIS)).metrics
+        mine = found["models"]["one_to_one"][mode]
+        assert mine["all"]["AP"] == round(100 * hand["AP"], 4)
+        assert [mine[g]["AP"] for g in ("rare", "common", "frequent")] == [
+            round(100 * hand[f"AP{f}"], 4) for f in "rcf"
+        ]
+
+
+@pytest.mark.slow
+def test_published_models_are_rows_of_the_same_table(made: Path, tmp_path: Path) -> None:
+    import tiny_checkpoints
+
+    folder = Path(shutil.copytree(made, tmp_path / "data"))
+    tiny_checkpoints.write("clip", tmp_path / "clip")
+    config = config_of(folder, boxes="both")
+    baselines = [{"weights": str(tmp_path / "clip"), "regions": r} for r in ("dense", "crops")]
+    values = config.model_dump(mode="json")
+    config = Config.model_validate({**values, "evaluate": {**values["evaluate"], "baselines": baselines}})
+    found = evaluated(config)
+    assert list(found["models"]) == ["one_to_one", "villa", "clip-dense", "clip-crops"]
+    dense, crops = (found["models"][f"clip-{r}"]["truth"] for r in ("dense", "crops"))
+    assert dense != crops
+    assert {d["first"] for d in found["differences"]} == {"one_to_one", "clip-dense", "clip-crops"}
+    assert evaluated(config) == found
+    gone = Config.model_validate(
+        {**values, "evaluate": {**values["evaluate"], "baselines": [{"weights": str(tmp_path / "gone")}]}}
+    )
+    with pytest.raises(VillaError, match="gone"):
+        evaluated(gone)
 
 
 class Cut(LocalRunner):
