@@ -201,15 +201,15 @@ def boxes(config: Config, split: str, truth: str) -> Claim:
     return _on_split(config, split, what, ("boxes",))
 
 
-def detect(config: Config, split: str, row: str, model: str, classes: str) -> Claim:
-    """model: digest of the model; classes: the file of its class vectors, whose name tells classes and templates."""
+def detect(config: Config, split: str, row: str, model: str, classes: Sequence[str], templates: Sequence[str]) -> Claim:
+    """model: digest of the model that this row of the table is of."""
     wanted = config.evaluate.detection
     assert wanted is not None
-    decides = wanted.model_dump(mode="json", include={"boxes", "protocol", "objectness"})
     what = {
-        "detection": decides,
+        "detection": wanted.model_dump(mode="json", include={"boxes", "protocol", "objectness"}),
         "model": model,
-        "classes": classes,
+        "classes": list(classes),
+        "templates": list(templates),
         "boxes": stage_manifest(config, split, "boxes").digest,
     }
     return _on_split(config, split, what, (f"detect-{row}",))

@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, Field, model_validator
 
 from shards.errors import VillaError
-from villa_dist.config_evaluate import STRICT, EvaluateConfig
+from villa_dist.config_evaluate import STRICT, DetectionConfig, EvaluateConfig
 
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 MOST = 10**12
@@ -429,11 +429,8 @@ class Config(Section):
             raise ValueError("data.source: shards needs data.train, a folder of .tar shards")
         if self.pairs.assign == "transport" and self.mapping.loss == "contrastive":
             raise ValueError("pairs.assign: transport moves probabilities, and mapping.loss=contrastive gives cosines")
-        if (found := self.evaluate.detection) and found.boxes != "truth" and self.regions.proposals == "annotations":
-            raise ValueError(
-                f"evaluate.detection.boxes={found.boxes} needs proposals, and regions.proposals=annotations are the true "
-                "boxes; set evaluate.detection.boxes=truth, or regions.proposals to segments, hf or grid"
-            )
+        if found := self.evaluate.detection:
+            self._can_detect(found)
         if self.pretrain.steps == 0 and not self.model.published:
             raise ValueError(
                 "pretrain.steps=0 takes the one-to-one VLM from a checkpoint; name it in model.weights, or train for "
@@ -458,6 +455,18 @@ class Config(Section):
                     "encoded one shape at a time, and ranks with different shapes would wait for each other for ever"
                 )
         return self
+
+    def _can_detect(self, asked: DetectionConfig) -> None:
+        if asked.boxes != "truth" and self.regions.proposals == "annotations":
+            raise ValueError(
+                f"evaluate.detection.boxes={asked.boxes} needs proposals, and regions.proposals=annotations are the true "
+                "boxes; set evaluate.detection.boxes=truth, or regions.proposals to segments, hf or grid"
+            )
+        if self.data.source == "docmnist":
+            raise ValueError(
+                "evaluate.detection needs photos with known boxes of named categories, and data.source=docmnist has none; "
+                "leave it out, or set data.source=shards"
+            )
 
     def _can_validate(self, name: str, job: OptimConfig) -> None:
         asked = f"{name}.validate_steps={job.validate_steps}"

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 STRICT = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)  # of every section
-OWN_ROWS = ("one_to_one", "villa", "ground_truth")
+OWN_ROWS = ("one_to_one", "mapping", "villa", "ground_truth")
 
 
 class Section(BaseModel):

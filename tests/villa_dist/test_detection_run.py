@@ -217,6 +217,9 @@ def test_the_samples_own_boxes_and_a_file_say_the_same(folder: Path) -> None:
     again = config_of(folder, truth=str(folder / "truth.json"))
     with pytest.raises(StaleStageError, match="truth"):
         evaluated(again)
+    with pytest.raises(StaleStageError, match="templates"):
+        (folder / "prompts.json").write_text('["the {}"]')
+        evaluated(config_of(folder, templates=str(folder / "prompts.json")))
     assert evaluated(again, force=True) == own
 
 
@@ -291,6 +294,7 @@ def test_configs_that_cannot_be_are_refused() -> None:
     bad: list[tuple[dict[str, Any], str]] = [
         ({"detection": {"protocol": "lvis"}}, "needs truth"),
         ({"detection": {"boxes": "both"}}, "are the true boxes"),
+        ({"detection": {}}, "data.source=docmnist has none"),
         ({"baselines": [{"weights": "org/clip"}]}, "measured by detection only"),
         (
             {"detection": {}, "baselines": [{"weights": "a/clip"}, {"weights": "b/clip"}]},

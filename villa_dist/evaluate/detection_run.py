@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from importlib.util import find_spec
 from typing import Any
 
 import pyarrow as pa
@@ -21,12 +22,19 @@ from villa_dist.evaluate import classes as choice
 from villa_dist.evaluate import detection_table as reduce
 from villa_dist.evaluate import known_boxes
 from villa_dist.evaluate.classes import Classes
+from villa_dist.evaluate.errors import EvaluationError
 from villa_dist.evaluate.known_boxes import KNOWN, TruthFile
 from villa_dist.evaluate.models_measured import Measured, put_class_vectors
 from villa_dist.evaluate.zero_shot import read_templates
 from villa_dist.observe import LOG
 from villa_dist.stages.detect import schema
 
+ENGINES = {  # what they import, by engine and protocol
+    ("official", "coco"): "pycocotools",
+    ("official", "lvis"): "lvis",
+    ("faster-coco-eval", "coco"): "faster_coco_eval",
+    ("faster-coco-eval", "lvis"): "faster_coco_eval",
+}
 ONE_PROMPT = ("a photo of a {}",)
 RunStage = Callable[..., Any]  # Pipeline._shards
 
@@ -45,6 +53,12 @@ def check(config: Config) -> None:
     if wanted is None:
         return
     _templates(wanted)
+    needed = ENGINES.get((wanted.engine, wanted.protocol))
+    if needed and find_spec(needed) is None:
+        raise EvaluationError(
+            f"evaluate.detection.engine={wanted.engine} needs {needed}, which is not installed; pip install it, or use "
+            "engine=fast"
+        )
     if wanted.truth is not None:
         truth = known_boxes.read_file(wanted.truth).truth
         choice.chosen(wanted, truth.names, truth.categories.tolist(), wanted.truth)
@@ -69,10 +83,10 @@ def detection(config: Config, split: str, run: RunStage) -> dict[str, Any]:
     truth = known_boxes.split_truth(known, file, names, classes, wanted.drop_empty_images)
     for line in truth.warnings:
         LOG.warning("detection %s: %s", split, line)
-    measured = []
+    measured, templates = [], _templates(wanted)
     for row in rows(config):
-        vectors = put_class_vectors(config, row, classes.names, _templates(wanted))
-        claim = claims.detect(config, split, row.name, row.digest(config), vectors)
+        vectors = put_class_vectors(config, row, classes.names, templates)
+        claim = claims.detect(config, split, row.name, row.digest(config), classes.names, templates)
         run("detect", split, claim, shards, {"model": row, "vectors": vectors, "classes": classes.names})
         found = _tables(config, split, f"detect-{row.name}", schema(wanted.modes))
         measured.append(reduce.figures(wanted, row, found, truth, classes))
