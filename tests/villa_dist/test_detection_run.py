@@ -18,6 +18,7 @@ from shards.decode import DecodeError
 from shards.errors import StaleStageError, VillaError
 from shards.work import Job
 from villa_dist.config import Config, RegionsConfig
+from villa_dist.config_file import keys, load
 from villa_dist.evaluate.ap_bootstrap import ap_difference
 from villa_dist.evaluate.classes import COCO_BASE, COCO_NOVEL
 from villa_dist.evaluate.coco_engine import coco_average_precision
@@ -236,11 +237,24 @@ def test_images_of_one_side_only_are_counted_and_left_out(folder: Path, caplog: 
         truth["annotations"] = [a for a in truth["annotations"] if a["image_id"] > 4]
         truth["annotations"].append({"image_id": 500, "category_id": 7, "bbox": [1, 1, 5, 5]})
 
-    found = evaluated(config_of(folder, truth=changed(folder, change), boxes="both"))
+    place = changed(folder, change)
+    found = evaluated(config_of(folder, truth=place, boxes="both"))
     assert found["images"] == SHARDS * IMAGES - 4
     assert found["models"]["villa"]["truth"]["all"]["AP"] == 100.0  # the image without a sample is not missed
     assert any("1 of 27 images" in line for line in found["warnings"])
     assert any("4 of 30 samples have no truth" in line for line in found["warnings"])
+    assert all(f"detection test: {line}" in caplog.text for line in found["warnings"]) and len(found["warnings"]) == 2
+
+
+def test_true_boxes_outside_their_image_are_missed_and_told(folder: Path) -> None:
+    def change(truth: dict[str, Any]) -> None:
+        truth["annotations"].append({"image_id": 5, "category_id": 7, "bbox": [60, 60, 9, 9]})
+        truth["annotations"].append({"image_id": 5, "category_id": 7, "bbox": [1, 1, 40, 40], "iscrowd": 1})
+
+    found = evaluated(config_of(folder, truth=changed(folder, change)))
+    assert found["models"]["villa"]["truth"]["top1"] == 100.0 > found["models"]["villa"]["truth"]["all"]["AP"]
+    assert found["models"]["villa"]["truth"]["boxes"] == found["true_boxes"] - 1
+    assert any(line.startswith("1 of ") and "no area inside" in line for line in found["warnings"])
 
 
 @pytest.mark.parametrize(
@@ -305,3 +319,11 @@ def test_configs_that_cannot_be_are_refused() -> None:
     for section, said in bad:
         with pytest.raises(ValueError, match=said):
             Config.model_validate({"evaluate": section})
+
+
+def test_keys_of_a_section_that_may_be_left_out_are_listed() -> None:
+    listed = keys()
+    assert listed["evaluate.detection"] is None and listed["evaluate.detection.bootstrap"] == 200
+    assert not any(name.startswith("evaluate.baselines.") for name in listed)
+    with pytest.raises(VillaError, match=r"did you mean 'evaluate\.detection\.protocol'"):
+        load(None, ["evaluate.detection.protocoll=lvis"])

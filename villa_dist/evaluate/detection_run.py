@@ -81,8 +81,6 @@ def detection(config: Config, split: str, run: RunStage) -> dict[str, Any]:
     known = _tables(config, split, "boxes", KNOWN)
     names, classes = _classes(wanted, known, file)
     truth = known_boxes.split_truth(known, file, names, classes, wanted.drop_empty_images)
-    for line in truth.warnings:
-        LOG.warning("detection %s: %s", split, line)
     measured, templates = [], _templates(wanted)
     for row in rows(config):
         vectors = put_class_vectors(config, row, classes.names, templates)
@@ -91,6 +89,8 @@ def detection(config: Config, split: str, run: RunStage) -> dict[str, Any]:
         found = _tables(config, split, f"detect-{row.name}", schema(wanted.modes))
         measured.append(reduce.figures(wanted, row, found, truth, classes))
     result = reduce.together(wanted, measured, truth, classes)
+    for line in result["warnings"]:
+        LOG.warning("detection %s: %s", split, line)
     for line in reduce.lines(result):
         LOG.info("%s", line)
     return result

@@ -96,6 +96,7 @@ def figures(
                 here[group]["interval"] = interval_of(values)
         measured[mode] = here
     if "truth" in config.modes:
+        measured["truth"]["boxes"] = int(_hits(tables, "top1", truth)[:, 1].sum())
         for k in (1, 5):
             draws["truth", f"top{k}"] = hits = ratio((weights @ _hits(tables, f"top{k}", truth)).astype(np.float64))
             measured["truth"][f"top{k}"] = percent(float(hits[0]))
@@ -142,12 +143,20 @@ def together(config: DetectionConfig, rows: Sequence[Row], truth: SplitTruth, cl
                 }
             )
     groups = groups_of(config, truth, classes)
+    boxes = int((~truth.truth.crowd).sum())
+    warnings = list(truth.warnings)
+    lost = boxes - rows[0].figures["truth"]["boxes"] if rows and "truth" in config.modes else 0
+    if lost:
+        warnings.append(
+            f"{lost} of {boxes} true boxes have no area inside their image, so they were not classified and count as "
+            "missed; is the truth of these images?"
+        )
     return {
         "protocol": config.protocol,
         "images": len(truth.truth.images),
-        "true_boxes": int((~truth.truth.crowd).sum()),
+        "true_boxes": boxes,
         "classes": {**{name: len(ids) for name, ids in groups.items()}, "all": len(classes.ids)},
-        "warnings": list(truth.warnings),
+        "warnings": warnings,
         "resamples": config.bootstrap,
         "models": {r.name: r.figures for r in rows},
         "differences": differences,
