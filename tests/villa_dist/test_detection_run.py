@@ -291,6 +291,16 @@ def test_a_model_that_is_not_finite_is_named(folder: Path, monkeypatch: pytest.M
         evaluated(config_of(folder))
 
 
+def test_regions_that_are_not_finite_are_named(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Damaged(Seer):
+        def embed_regions(self, *inputs: torch.Tensor) -> torch.Tensor:
+            return super().embed_regions(*inputs) * float("inf")
+
+    monkeypatch.setattr(Measured, "load", lambda self, config: Damaged(1.0))
+    with pytest.raises(VillaError, match="region embeddings hold NaN or infinity"):
+        evaluated(config_of(folder))
+
+
 def test_boxes_that_do_not_fit_their_names_are_named(folder: Path) -> None:
     sample = Sample(0, "a/3", 9, 9, None, {"json": b'{"boxes": [[0, 0, 4, 4]], "categories": []}'})
     with pytest.raises(DecodeError, match="'categories' is"):

@@ -38,6 +38,12 @@ class Classes:
     groups: dict[str, tuple[int, ...]]
 
 
+def asked(config: DetectionConfig) -> list[str | int]:
+    """The classes that a config lists; none where it takes all."""
+    listed = SPLITS[config.classes] if isinstance(config.classes, str) else config.classes
+    return [*listed.base, *listed.novel] if listed else []
+
+
 def chosen(config: DetectionConfig, names: Sequence[str], ids: Sequence[int], place: str) -> Classes:
     """The classes of a config among the categories of a truth. place: of the truth, for messages.
 
@@ -49,11 +55,11 @@ def chosen(config: DetectionConfig, names: Sequence[str], ids: Sequence[int], pl
         raise EvaluationError(f"{place} has two categories called {twice!r}, which no text can tell apart; rename one")
     if config.classes is None:
         return Classes(tuple(known[i] for i in sorted(known)), tuple(sorted(known)), {})
-    asked = SPLITS[config.classes] if isinstance(config.classes, str) else config.classes
+    listed = SPLITS[config.classes] if isinstance(config.classes, str) else config.classes
     by_name = {name: i for i, name in known.items()}
     groups = {
         group: tuple(sorted(_id(c, known, by_name, place) for c in entries))
-        for group, entries in (("novel", asked.novel), ("base", asked.base))
+        for group, entries in (("novel", listed.novel), ("base", listed.base))
         if entries
     }
     every = sorted({i for group in groups.values() for i in group})
@@ -62,18 +68,18 @@ def chosen(config: DetectionConfig, names: Sequence[str], ids: Sequence[int], pl
     return Classes(tuple(known[i] for i in every), tuple(every), groups if len(groups) > 1 else {})
 
 
-def _id(asked: str | int, known: dict[int, str], by_name: dict[str, int], place: str) -> int:
-    if isinstance(asked, int):
-        if asked in known:
-            return asked
+def _id(category: str | int, known: dict[int, str], by_name: dict[str, int], place: str) -> int:
+    if isinstance(category, int):
+        if category in known:
+            return category
         raise EvaluationError(
-            f"evaluate.detection.classes: {place} has no category {asked}; its ids are {_some(known)}"
+            f"evaluate.detection.classes: {place} has no category {category}; its ids are {_some(known)}"
         )
-    if asked in by_name:
-        return by_name[asked]
-    near = difflib.get_close_matches(asked, by_name, 1)
+    if category in by_name:
+        return by_name[category]
+    near = difflib.get_close_matches(category, by_name, 1)
     hint = f"did you mean {near[0]!r}?" if near else f"it has {_some(by_name)}"
-    raise EvaluationError(f"evaluate.detection.classes: {place} has no category {asked!r}; {hint}")
+    raise EvaluationError(f"evaluate.detection.classes: {place} has no category {category!r}; {hint}")
 
 
 def _some(values: object) -> str:

@@ -17,7 +17,7 @@ from shards.reader import read_sidecar
 from shards.store import Store
 from villa_dist import claims
 from villa_dist.config import Config
-from villa_dist.config_evaluate import ClassesConfig, DetectionConfig
+from villa_dist.config_evaluate import DetectionConfig
 from villa_dist.evaluate import classes as choice
 from villa_dist.evaluate import detection_table as reduce
 from villa_dist.evaluate import known_boxes
@@ -105,10 +105,7 @@ def _classes(wanted: DetectionConfig, known: list[pa.Table], file: TruthFile | N
     if file is not None:
         truth = file.truth
         return list(truth.names), choice.chosen(wanted, truth.names, truth.categories.tolist(), file.place)
-    asked = (
-        choice.SPLITS[wanted.classes] if isinstance(wanted.classes, str) else wanted.classes or ClassesConfig(base=[""])
-    )
-    listed = [] if wanted.classes is None else [c for c in (*asked.base, *asked.novel) if isinstance(c, str)]
+    listed = [c for c in choice.asked(wanted) if isinstance(c, str)]
     names = sorted({*known_boxes.names_of(known), *listed})
     return names, choice.chosen(wanted, names, list(range(1, len(names) + 1)), "the samples' .json")
 

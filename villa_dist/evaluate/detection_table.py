@@ -119,29 +119,6 @@ def _hits(tables: Sequence[pa.Table], name: str, truth: SplitTruth) -> np.ndarra
 
 def together(config: DetectionConfig, rows: Sequence[Row], truth: SplitTruth, classes: Classes) -> dict[str, Any]:
     """The result of a split: every model, and ViLLA against each of the others."""
-    villa = next((r for r in rows if r.name == "villa"), None)
-    differences = []
-    for other in rows if villa is not None else ():
-        for mode, group in villa.draws if villa is not None and other is not villa else ():
-            assert villa is not None
-            drawn = villa.draws[mode, group] - other.draws[mode, group]
-            low_high = interval_of(drawn)
-            if low_high is None:
-                continue
-            metric = {"group": "all", "metric": group} if group.startswith("top") else {}
-            differences.append(
-                {
-                    "boxes": mode,
-                    "group": group,
-                    "metric": main_metric(config),
-                    **metric,
-                    "first": other.name,
-                    "second": "villa",
-                    "difference": percent(float(drawn[0]), negative=True),
-                    "interval": low_high,
-                    "significant": low_high[0] > 0 or low_high[1] < 0,
-                }
-            )
     groups = groups_of(config, truth, classes)
     boxes = int((~truth.truth.crowd).sum())
     warnings = list(truth.warnings)
@@ -159,8 +136,34 @@ def together(config: DetectionConfig, rows: Sequence[Row], truth: SplitTruth, cl
         "warnings": warnings,
         "resamples": config.bootstrap,
         "models": {r.name: r.figures for r in rows},
-        "differences": differences,
+        "differences": differences(config, rows),
     }
+
+
+def differences(config: DetectionConfig, rows: Sequence[Row]) -> list[dict[str, Any]]:
+    """ViLLA less each of the others, on the same resamples, for each kind of boxes, group and accuracy."""
+    villa = next((r for r in rows if r.name == "villa"), None)
+    found: list[dict[str, Any]] = []
+    for other in rows if villa else ():
+        for (mode, group), mine in villa.draws.items() if villa and other is not villa else ():
+            drawn = mine - other.draws[mode, group]
+            low_high = interval_of(drawn)
+            if low_high is None:
+                continue
+            accuracy = group.startswith("top")
+            found.append(
+                {
+                    "boxes": mode,
+                    "group": "all" if accuracy else group,
+                    "metric": group if accuracy else main_metric(config),
+                    "first": other.name,
+                    "second": "villa",
+                    "difference": percent(float(drawn[0]), negative=True),
+                    "interval": low_high,
+                    "significant": low_high[0] > 0 or low_high[1] < 0,
+                }
+            )
+    return found
 
 
 def interval_of(draws: np.ndarray) -> list[float] | None:

@@ -1,7 +1,6 @@
 """What is known of a split's images: true boxes from a COCO or LVIS file or from the samples, and proposals, as sidecars.
 
-    truth file -> <run>/detection/truth-<digest>.parquet \\
-    samples' .json ------------------------------------- > `boxes` sidecars, one row an image -> `split_truth`
+    truth file -> <run>/detection/truth-<digest>.parquet, or samples' .json -> `boxes` sidecars -> `split_truth`
 
 Workers see the parquet, never the file, which may be on the driver's disk alone.
 """
