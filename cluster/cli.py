@@ -155,7 +155,7 @@ for _name, _text in (
     ("fit-mapping", "Fit the mapping model from image-level mentions."),
     ("pairs", "Map regions to attributes: write the region-attribute pairs."),
     ("train", "Train the region VLM on the pairs; resumes from its DeepSpeed checkpoints."),
-    ("evaluate", "R-Precision of each model and quality of the mapping on the held-out splits."),
+    ("evaluate", "R-Precision, quality of the mapping and zero-shot detection on the held-out splits."),
 ):
     _stage_command(_name, _text)
 

@@ -196,6 +196,32 @@ def embed(config: Config, split: str, job: str) -> Claim:
     return _on_split(config, split, what, (f"evaluate-{job}",))
 
 
+def boxes(config: Config, split: str, truth: str) -> Claim:
+    """truth: digest of the truth's file, or "samples"."""
+    wanted = config.evaluate.detection
+    assert wanted is not None
+    what = {
+        "truth": truth,
+        "base": stage_manifest(config, split).digest,
+        "proposals": regions_choice(config) if "proposals" in wanted.modes else "none",
+    }
+    return _on_split(config, split, what, ("boxes",))
+
+
+def detect(config: Config, split: str, row: str, model: str, classes: Sequence[str], templates: Sequence[str]) -> Claim:
+    """model: digest of the model that this row of the table is of."""
+    wanted = config.evaluate.detection
+    assert wanted is not None
+    what = {
+        "detection": wanted.model_dump(mode="json", include={"boxes", "protocol", "objectness"}),
+        "model": model,
+        "classes": list(classes),
+        "templates": list(templates),
+        "boxes": stage_manifest(config, split, "boxes").digest,
+    }
+    return _on_split(config, split, what, (f"detect-{row}",))
+
+
 def training(config: Config, job: str) -> Claim:
     """job: one_to_one, mapping, villa or ground_truth."""
     request = TrainRequest(job, config, "")

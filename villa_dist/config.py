@@ -13,6 +13,7 @@ from pydantic import Field, model_validator
 
 from villa_dist.config_base import MOST_REGIONS, Count, Fraction, Positive, PositiveFloat, Section, Width
 from villa_dist.config_checks import refuse_engine_options
+from villa_dist.config_evaluate import DetectionConfig, EvaluateConfig
 from villa_dist.config_train import FitConfig, OptimConfig, PretrainConfig, TrainConfig
 
 
@@ -305,11 +306,6 @@ class PairsConfig(Section):
     fused: bool = False  # propose, embed and map in one pass, without region sidecars of every shard
 
 
-class EvaluateConfig(Section):
-    splits: Annotated[list[Literal["validation", "test"]], Field(min_length=1)] = ["test"]
-    ground_truth: bool = True  # also train on the true pairs, where they are known
-
-
 class RayConfig(Section):
     address: str | None = None  # None: the cluster of RAY_ADDRESS, or a local Ray made for this run
     workers: Positive | None = None  # None: one a CPU, less the driver's slack
@@ -342,6 +338,8 @@ class Config(Section):
             raise ValueError("data.source: shards needs data.train, a folder of .tar shards")
         if self.pairs.assign == "transport" and self.mapping.loss == "contrastive":
             raise ValueError("pairs.assign: transport moves probabilities, and mapping.loss=contrastive gives cosines")
+        if found := self.evaluate.detection:
+            self._can_detect(found)
         if self.pretrain.steps == 0 and not self.model.published:
             raise ValueError(
                 "pretrain.steps=0 takes the one-to-one VLM from a checkpoint; name it in model.weights, or train for "
@@ -367,6 +365,18 @@ class Config(Section):
                     "encoded one shape at a time, and ranks with different shapes would wait for each other for ever"
                 )
         return self
+
+    def _can_detect(self, asked: DetectionConfig) -> None:
+        if asked.boxes != "truth" and self.regions.proposals == "annotations":
+            raise ValueError(
+                f"evaluate.detection.boxes={asked.boxes} needs proposals, and regions.proposals=annotations are the true "
+                "boxes; set evaluate.detection.boxes=truth, or regions.proposals to segments, hf or grid"
+            )
+        if self.data.source == "docmnist":
+            raise ValueError(
+                "evaluate.detection needs photos with known boxes of named categories, and data.source=docmnist has none; "
+                "leave it out, or set data.source=shards"
+            )
 
     def _can_validate(self, name: str, job: OptimConfig) -> None:
         asked = f"{name}.validate_steps={job.validate_steps}"

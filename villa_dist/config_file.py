@@ -6,7 +6,8 @@ import difflib
 import os
 import re
 from pathlib import Path
-from typing import Any, TypeVar
+from types import UnionType
+from typing import Any, TypeVar, Union, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -39,7 +40,14 @@ def absolute(config: Config) -> Config:
     words = config.vocabulary.model_copy(update={"lists": lists})
     detector = config.regions.hf.model_copy(update={"model": local_weights(config.regions.hf.model)})
     regions = config.regions.model_copy(update={"hf": detector})
-    sections = {"data": data, "digits": digits, "model": model, "regions": regions, "vocabulary": words}
+    evaluate = config.evaluate
+    baselines = [b.model_copy(update={"weights": local_weights(b.weights)}) for b in evaluate.baselines]
+    if found := evaluate.detection:
+        found = found.model_copy(update={"truth": fix(found.truth), "templates": fix(found.templates)})
+    evaluate = evaluate.model_copy(update={"baselines": baselines, "detection": found})
+    sections = {
+        "data": data, "digits": digits, "model": model, "regions": regions, "vocabulary": words, "evaluate": evaluate
+    }  # fmt: skip
     return config.model_copy(update={"run": fix(config.run), **sections})
 
 
@@ -152,7 +160,7 @@ def _explain(error: ValidationError, place: str, overrides: list[str], kind: typ
 
 
 def _nearest(key: str, kind: type[BaseModel]) -> str:
-    names = key_names(kind)
+    names = [*dict.fromkeys([*key_names(kind), *keys(kind)])]
     close = difflib.get_close_matches(key, names, 1, 0.5) or difflib.get_close_matches(
         key.rsplit(".", 1)[-1], [n.rsplit(".", 1)[-1] for n in names], 1, 0.6
     )
@@ -178,6 +186,10 @@ def keys(model: type[BaseModel] = Config, prefix: str = "") -> dict[str, Any]:
         else:
             default = field.get_default(call_default_factory=True)
             found[prefix + name] = "required" if field.is_required() else default
+            union = get_origin(field.annotation) in (Union, UnionType)  # of a section that may be left out
+            for section in get_args(field.annotation) if union else ():
+                if isinstance(section, type) and issubclass(section, BaseModel):
+                    found |= keys(section, f"{prefix}{name}.")
     return found
 
 

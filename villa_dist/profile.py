@@ -13,6 +13,7 @@ RESOURCES = {
     "match": "CPU, reading texts",
     "embed": "device, embedding",
     "map": "device, mapping",
+    "detect": "CPU, scoring detections",
     "write": "storage, writing",
     "generate": "CPU, drawing images",
 }

@@ -8,7 +8,7 @@ Letters: N detections of a category, falling score; T IoU thresholds; B resample
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -49,23 +49,48 @@ def ap_difference(
         raise EvaluationError(f"metric is {metric!r}; it must be one of {', '.join(METRICS)}")
     if not len(truth.images):
         raise EvaluationError("the truth has no images to draw from")
-    weights = np.concatenate(
-        [np.ones((1, len(truth.images)), np.int64), image_weights(len(truth.images), repetitions, seed)]
+    weights = drawn_weights(len(truth.images), repetitions, seed)
+    first_B, second_B = (
+        ap_draws(truth, found, weights, {"": categories}, metric=metric, lvis=lvis, per_image=per_image)[""]
+        for found in (first, second)
     )
-    means = []
-    for found in (first, second):
-        if lvis:
-            true, rows = lvis_prepared(truth, found, per_image or 300)
-        else:
-            true, rows = prepared(truth, found, per_image)
-        if categories is not None:
-            true, rows = true.only(categories), rows.take(np.isin(rows.category, categories))
-        by_category = [
-            weighted_precision(o, weights, METRICS[metric])
-            for o in outcomes(true, rows, per_category=None if lvis else max(PER_CATEGORY, per_image or 0), lvis=lvis)
-        ]
-        means.append(_mean(by_category))
-    return interval(float(means[0][0]), float(means[1][0]), means[1][1:] - means[0][1:], level)
+    return interval(float(first_B[0]), float(second_B[0]), second_B[1:] - first_B[1:], level)
+
+
+def drawn_weights(images: int, repetitions: int, seed: int = 0) -> Int[np.ndarray, "B1 I"]:
+    """Row 0 counts every image once, the others are resamples; the same for every model they are used on."""
+    return np.concatenate([np.ones((1, images), np.int64), image_weights(images, repetitions, seed)])
+
+
+def ap_draws(
+    truth: Truth,
+    found: Detections,
+    weights: Int[np.ndarray, "B I"],
+    groups: Mapping[str, np.ndarray | None],
+    *,
+    metric: str = "AP50",
+    lvis: bool = False,
+    per_image: int | None = None,
+) -> dict[str, Float[np.ndarray, " B"]]:
+    """The metric over the categories of each group (None: all) under each row of weights; NaN where it is undefined.
+
+    Raises: EvaluationError, see `detection.check`.
+    """
+    if lvis:
+        true, rows = lvis_prepared(truth, found, per_image or 300)
+    else:
+        true, rows = prepared(truth, found, per_image)
+    for ids in groups.values():
+        if ids is not None:
+            true.only(ids)  # refuses what the truth does not have
+    cap = None if lvis else max(PER_CATEGORY, per_image or 0)
+    by_category = np.stack(
+        [weighted_precision(o, weights, METRICS[metric]) for o in outcomes(true, rows, per_category=cap, lvis=lvis)]
+    )
+    return {
+        name: _mean(by_category if ids is None else by_category[np.isin(true.categories, ids)])
+        for name, ids in groups.items()
+    }
 
 
 def weighted_precision(
@@ -92,9 +117,8 @@ def weighted_precision(
     return out
 
 
-def _mean(by_category: list[np.ndarray]) -> Float[np.ndarray, " B"]:
+def _mean(stacked: Float[np.ndarray, "C B T"]) -> Float[np.ndarray, " B"]:
     """Mean over categories that have something to find and over thresholds; NaN where none has."""
-    stacked = np.stack(by_category)
     known = ~np.isnan(stacked)
     total = np.where(known, stacked, 0.0).sum((0, 2))
     count = known.sum((0, 2))

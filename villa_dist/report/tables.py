@@ -8,6 +8,7 @@ from typing import Any
 
 from shards import sidecar
 from shards.commit import Marker, StageFolder
+from shards.store import Store
 from villa_dist.names import TITLES, VLMS
 from villa_dist.profile import binding, worker_seconds
 from villa_dist.report.text import count, number
@@ -23,7 +24,9 @@ STAGES = {
     "evaluate-one_to_one": "evaluate, one-to-one",
     "evaluate-villa": "evaluate, ViLLA",
     "evaluate-ground_truth": "evaluate, ground truth",
+    "boxes": "known boxes",
 }
+DETECT = "detect-"
 MOST_EXAMPLES = 20
 MIN_GAP = 0.5  # points; a share of a smaller gap says more about noise than about the method
 
@@ -172,7 +175,8 @@ def profile(run: str) -> list[StageRow]:
     """Every stage that has committed a shard, split by split."""
     rows = []
     for split in SPLITS:
-        for folder, stage in STAGES.items():
+        detect = [f for f in Store(f"{run}/{split}").folders() if f.startswith(DETECT)]
+        for folder, stage in {**STAGES, **{f: f"detect, {_model(f)}" for f in sorted(detect)}}.items():
             shards = samples = 0
             seconds: dict[str, float] = {}
             counts: dict[str, float] = {}
@@ -185,6 +189,11 @@ def profile(run: str) -> list[StageRow]:
                 parts = tuple(sorted(seconds.items(), key=lambda part: -part[1]))
                 rows.append(StageRow(split, folder, stage, shards, samples, made, parts))
     return rows
+
+
+def _model(folder: str) -> str:
+    name = folder.removeprefix(DETECT)
+    return TITLES.get(name, name)
 
 
 def _add(total: dict[str, float], more: Mapping[str, float]) -> None:

@@ -37,7 +37,9 @@ class StageRequest:
     @property
     def on_device(self) -> bool:
         """Whether a GPU is of use."""
-        return self.stage in ("pairs", "embed") or (
+        if self.stage == "boxes":
+            return self.params.get("proposals") == "make" and self.config.regions.proposals == "hf"
+        return self.stage in ("pairs", "embed", "detect") or (
             self.stage == "regions" and bool(self.params.get("model") or self.config.regions.proposals == "hf")
         )
 

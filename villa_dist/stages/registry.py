@@ -6,6 +6,8 @@ from collections.abc import Callable
 
 from shards.errors import VillaError
 from villa_dist.stages.base import ShardStage, StageRequest
+from villa_dist.stages.boxes import BoxesStage
+from villa_dist.stages.detect import DetectStage
 from villa_dist.stages.embed import EmbedStage
 from villa_dist.stages.ingest import IngestStage
 from villa_dist.stages.pairs import PairsStage
@@ -18,6 +20,8 @@ STAGES: dict[str, Callable[[StageRequest], ShardStage]] = {
     "regions": RegionsStage,
     "pairs": PairsStage,
     "embed": EmbedStage,
+    "boxes": BoxesStage,
+    "detect": DetectStage,
 }
 
 

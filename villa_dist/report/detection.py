@@ -1,0 +1,89 @@
+"""The report's part on zero-shot detection: a table a split and kind of boxes, and a sentence. Pure functions."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from villa_dist.names import TITLES
+from villa_dist.report.text import count, figure, listed, number, signed
+
+BOXES = {"truth": "true boxes", "proposals": "proposals"}
+
+
+@dataclass(frozen=True)
+class DetectionRow:
+    """values: a figure in percent and its interval, or "", for each column; against: ViLLA's difference to this model."""
+
+    job: str
+    label: str
+    values: tuple[tuple[float | None, str], ...]
+    against: str
+
+
+@dataclass(frozen=True)
+class DetectionTable:
+    split: str
+    boxes: str
+    size: str
+    columns: tuple[str, ...]
+    rows: tuple[DetectionRow, ...]
+
+
+def detection_tables(results: Mapping[str, Any]) -> list[DetectionTable]:
+    """Of results.json; what it lacks is left out."""
+    found = []
+    for split, measured in (results.get("detection") or {}).items():
+        models: Mapping[str, Any] = measured.get("models") or {}
+        metric = "AP" if measured.get("protocol") == "lvis" else "AP50"
+        classes: Mapping[str, Any] = measured.get("classes") or {}
+        for mode, name in BOXES.items():
+            here = {model: told[mode] for model, told in models.items() if mode in told}
+            if not here:
+                continue
+            columns = [(f"{metric} {group}", group, metric) for group in classes]
+            columns += [("AP all", "all", "AP")] if metric != "AP" else []
+            accuracy = ["top1", "top5"] if mode == "truth" else []
+            rows = tuple(
+                DetectionRow(
+                    model,
+                    TITLES.get(model, model),
+                    tuple(_value(told.get(group) or {}, m, m == metric) for _, group, m in columns)
+                    + tuple((number(told.get(k)), _interval(told.get(f"{k}_interval"))) for k in accuracy),
+                    _against(measured.get("differences") or (), model, mode, metric),
+                )
+                for model, told in here.items()
+            )
+            size = [count(measured.get("images"), "image"), count(measured.get("true_boxes"), "true box", "true boxes")]
+            size += [f"{count(n)} {group} classes" for group, n in classes.items()]
+            heads = (*(c[0] for c in columns), *(f"top-{k[3]}" for k in accuracy))
+            found.append(DetectionTable(split, name, listed(size), heads, rows))
+    return found
+
+
+def _value(told: Mapping[str, Any], metric: str, main: bool) -> tuple[float | None, str]:
+    return number(told.get(metric)), _interval(told.get("interval")) if main else ""
+
+
+def _interval(value: Any) -> str:
+    return f"{figure(value[0], 1)} to {figure(value[1], 1)}" if isinstance(value, list) and len(value) == 2 else ""
+
+
+def _against(differences: Sequence[Mapping[str, Any]], model: str, mode: str, metric: str) -> str:
+    for d in differences:
+        if (d.get("first"), d.get("boxes"), d.get("group"), d.get("metric")) == (model, mode, "all", metric):
+            low, high = d["interval"]
+            return f"{signed(d['difference'], 1)} ({signed(low, 1)} to {signed(high, 1)})"
+    return ""
+
+
+def sentence(tables: Sequence[DetectionTable]) -> list[str]:
+    """What ViLLA and the others reach over all classes, of the first table; nothing where there is none."""
+    if not tables or not tables[0].rows:
+        return []
+    table = tables[0]
+    at = next(i for i, c in enumerate(table.columns) if c.endswith(" all"))
+    told = [f"{figure(r.values[at][0], 1)}% for {r.label}" for r in table.rows]
+    where = f"the {table.split} split ({table.size})"
+    return [f"Zero-shot detection on {table.boxes} of {where} reaches {table.columns[at]} of {listed(told)}."]
