@@ -407,7 +407,8 @@ def test_what_webdataset_cannot_read_is_named(runs: dict[str, Config], tmp_path:
 
 
 CHILD = """
-import sys
+import signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in what a shell starts in the background
 from villa_dist.data.loader import Batches, Recipe
 from villa_dist.data.samples import Samples
 samples = Samples(sys.argv[1], "truth", images=True, max_pixels=10_000)
