@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
+from torch.autograd import Function
 from torch.utils.checkpoint import checkpoint
 
 from shards.errors import VillaError
@@ -48,8 +49,30 @@ def blocks(module: nn.Module) -> Iterator[nn.Module]:
                 yield each
 
 
-def again(forward: Callable[..., Any]) -> Callable[..., Any]:
-    def run(*args: Any, **kwargs: Any) -> Any:
-        return checkpoint(forward, *args, use_reentrant=False, **kwargs)
+class _First(Function):
+    """The identity, whose backward asks for a tensor that was not kept: so a block is computed again before the backward of
+    its last layer begins. ZeRO-3 gathers that layer's weights for its backward, and a second forward would let them go."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x.new_empty(0))
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:
+        assert ctx.saved_tensors
+        return grads[0]
+
+
+def again(forward: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """A block's forward, of which nothing but the input is kept."""
+
+    def whole(*args: Any, **kwargs: Any) -> Tensor:
+        out: Tensor = _First.apply(forward(*args, **kwargs))
+        return out
+
+    def run(*args: Any, **kwargs: Any) -> Tensor:
+        out: Tensor = checkpoint(whole, *args, use_reentrant=False, **kwargs)
+        return out
 
     return run
