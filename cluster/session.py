@@ -99,7 +99,11 @@ class RaySession:
     ) -> None:
         import ray
 
-        ray.shutdown()
+        node = getattr(ray._private.worker, "_global_node", None)
+        if node is None or error is None or isinstance(error, Exception):
+            ray.shutdown()
+        else:  # a thread that waits on Ray would end this process with its own code, once Ray is shut down under it
+            node.kill_all_processes(check_alive=False, allow_graceful=False)
         self._remove_folder()
 
     def _make_folder(self) -> None:
