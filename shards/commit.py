@@ -16,7 +16,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import secrets
+import stat
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -94,15 +96,22 @@ class Marker:
             ) from error
 
 
-def _make_folder(folder: Path, tries: int = 5) -> None:
+def _make_folder(folder: Path, tries: int = 100) -> None:
     """A folder and its parents, one of which another process may remove meanwhile, where it tidies up what is empty."""
     for left in reversed(range(tries)):
         try:
             folder.mkdir(parents=True, exist_ok=True)
             return
-        except FileNotFoundError:
-            if not left:
+        except (FileNotFoundError, FileExistsError) as error:  # a parent went, before or after another made it again
+            if not left or _is_no_folder(error.filename):
                 raise
+
+
+def _is_no_folder(path: str) -> bool:
+    try:
+        return not stat.S_ISDIR(os.stat(path).st_mode)
+    except OSError:
+        return False  # gone already
 
 
 class Attempt:

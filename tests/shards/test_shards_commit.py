@@ -6,6 +6,8 @@ import errno
 import hashlib
 import json
 import os
+import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -314,3 +316,63 @@ def test_a_late_worker_of_another_config_commits_nothing(stage: StageFolder) -> 
         attempt.write("000000.bin", DATA)
         attempt.commit(lambda outputs: marker("000000", outputs, bound="an earlier config"))
     assert stage.shards_done() == []
+
+
+def test_an_attempt_opens_while_another_worker_removes_the_empty_folder_above_it(stage: StageFolder) -> None:
+    above, over, removed = folder(stage) / ".attempts", threading.Event(), 0
+
+    def tidy() -> None:
+        nonlocal removed
+        while not over.is_set():
+            try:
+                above.rmdir()
+                removed += 1
+            except OSError:
+                pass
+            time.sleep(1e-5)
+
+    tidier = threading.Thread(target=tidy)
+    tidier.start()
+    try:
+        for _ in range(2000):
+            with stage.attempt("000000"):
+                pass
+    finally:
+        over.set()
+        tidier.join()
+    assert removed > 5, "the race was never run"
+
+
+def test_an_attempt_opens_where_a_folder_above_goes_between_two_looks(
+    stage: StageFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was missing, then another had made it, and then it was gone again: what mkdir calls "exists" and does not."""
+    above, mkdir, is_dir, seen = folder(stage) / ".attempts", os.mkdir, Path.is_dir, []
+    above.mkdir(parents=True)
+
+    def missing_at_first(path: Any, mode: int = 0o777) -> None:
+        seen.append("mkdir")
+        if len(seen) == 1:
+            raise FileNotFoundError(errno.ENOENT, "No such file or directory", str(path))
+        mkdir(path, mode)
+
+    def gone_by_now(path: Path) -> bool:
+        if path == above and "gone" not in seen:
+            seen.append("gone")
+            above.rmdir()
+        return is_dir(path)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "mkdir", missing_at_first)
+        patched.setattr(Path, "is_dir", gone_by_now)
+        attempt = stage.attempt("000000").__enter__()
+    assert "gone" in seen
+    attempt.write("000000.bin", DATA)
+    attempt.__exit__(None, None, None)
+
+
+def test_an_attempt_over_a_file_says_which_and_what_to_do(stage: StageFolder) -> None:
+    folder(stage).mkdir()
+    (folder(stage) / ".attempts").write_bytes(b"")
+    with pytest.raises(VillaError, match=r"cannot write .*base/\.attempts.*set `run` to another folder"):
+        stage.attempt("000000").__enter__()
