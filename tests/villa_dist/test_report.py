@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from shards import manifest
+from shards import manifest, sidecar
 from shards.collect import commit_rows
 from shards.commit import StageFolder
 from shards.errors import ShardError
