@@ -6,6 +6,7 @@ on the machine: a token file in the home folder would silently change how later 
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import logging
 import os
@@ -17,6 +18,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
+
+import psutil
 
 from cluster.auth import INSECURE, require_token
 from shards.errors import VillaError
@@ -33,7 +36,7 @@ QUIET = {
     "RAY_CHDIR_TO_TRIAL_DIR": "0",  # Ray Train would run ranks in a folder of its own
 }
 PREFIX, OWNER = "villa-ray-", "owner"
-CONNECT_SECONDS = 10.0
+CONNECT_SECONDS, END_SECONDS = 10.0, 5.0
 TOLD = 160  # characters of what Ray says by itself
 JOINED: list[str] = []  # the cluster this process has connected to before (`cluster.probe`)
 DRIVER_SLACK = 1  # logical CPUs beyond the machine's, for Ray Train's controller and for tasks beside the actors
@@ -99,11 +102,10 @@ class RaySession:
     ) -> None:
         import ray
 
-        node = getattr(ray._private.worker, "_global_node", None)
-        if node is None or error is None or isinstance(error, Exception):
+        if error is None or isinstance(error, Exception):
             ray.shutdown()
-        else:  # a thread that waits on Ray would end this process with its own code, once Ray is shut down under it
-            node.kill_all_processes(check_alive=False, allow_graceful=False)
+        elif self._folder is not None:
+            _end_at_once()
         self._remove_folder()
 
     def _make_folder(self) -> None:
@@ -122,6 +124,16 @@ class RaySession:
     def _remove_folder(self) -> None:
         if self._folder is not None:
             shutil.rmtree(self._folder, ignore_errors=True)
+
+
+def _end_at_once() -> None:
+    """Kill the local Ray with all it has started. `ray.shutdown` under a thread that waits on Ray would end this process
+    with a code of Ray's own, and the agents of a killed raylet would stay for as long as it takes them to miss it."""
+    below = psutil.Process().children(recursive=True)
+    for process in below:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
+    psutil.wait_procs(below, END_SECONDS)
 
 
 def _quieten() -> None:

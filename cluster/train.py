@@ -7,7 +7,6 @@ folder, which each looks for: they run in threads, which get no signals, and on 
 
 from __future__ import annotations
 
-import ctypes
 import logging
 import tempfile
 import threading
@@ -24,8 +23,6 @@ from villa_dist.train import signals
 from villa_dist.train.checkpoint import reached
 from villa_dist.train.elastic import GroupDied, with_restarts
 from villa_dist.train.jobs import TrainRequest, run_request
-
-END_SECONDS = 5.0  # for the thread that waits on Ray, after an interruption
 
 
 def train_on_ray(request: TrainRequest) -> None:
@@ -82,19 +79,9 @@ def _fit(request: TrainRequest, workers: int, gpus: bool, scratch: str) -> Excep
     # On the main thread fit() would take over Ctrl-C and exit the process by itself.
     thread = threading.Thread(target=fit, name="villa-ray-train", daemon=True)
     thread.start()
-    try:
-        while thread.is_alive():
-            thread.join(timeout=0.2)
-    except BaseException:
-        _end(thread)
-        raise
+    while thread.is_alive():
+        thread.join(timeout=0.2)
     return outcome[0] if outcome else RuntimeError("Ray Train ended without a result")
-
-
-def _end(thread: threading.Thread) -> None:
-    """Have a thread that waits on Ray end before Ray is shut down under it, which would end the whole process."""
-    ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread.ident or 0), ctypes.py_object(SystemExit))
-    thread.join(timeout=END_SECONDS)
 
 
 def _rank_main(config: dict[str, Any]) -> None:
