@@ -30,6 +30,7 @@ from villa_dist.evaluate import assemble, detection_run
 from villa_dist.mapping import quality
 from villa_dist.observe import LOG
 from villa_dist.profile import summed
+from villa_dist.report.provenance import code
 from villa_dist.runner import Runner
 from villa_dist.stages import vocabulary as vocabulary_stage
 from villa_dist.stages.base import StageRequest
@@ -161,7 +162,13 @@ class Pipeline:
             LOG.warning("no split with known pairs: the metrics are empty")
         reported: dict[str, Any] = measured.get("test") or next(iter(measured.values()), {})
         weights = models.digests(self.config.run)
-        results = {"metrics": reported, "splits": measured, "images": self._images(), "weights": weights}
+        results = {
+            "metrics": reported,
+            "splits": measured,
+            "images": self._images(),
+            "weights": weights,
+            "code": code(),
+        }
         if detected:
             results["detection"] = detected
         self.store.put("results.json", json.dumps(results, indent=1, sort_keys=True).encode())

@@ -1,0 +1,231 @@
+"""What one evaluated model leaves behind besides its figures: values under resamples of the images, values by attribute, and
+the regions it ranks first. `<run>/evaluated/<split>-<job>.npz`, written by evaluate, read by the report and by comparisons.
+
+Letters: I images, R regions, A attributes, B resamples, B1 the images as they are and then the resamples, K ranks.
+
+Resample b draws the same images for every model and every run that was measured on the same images (`task`), so that
+differences of two of these files are paired.
+"""
+
+from __future__ import annotations
+
+import io
+import zipfile
+import zlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, fields
+
+import numpy as np
+from jaxtyping import Bool, Float, Int
+
+from shards.errors import ShardError
+from shards.store import Store
+from villa_dist.evaluate.bootstrap import Value, f1, image_weights, interval, per_image, ratio
+from villa_dist.evaluate.errors import EvaluationError
+from villa_dist.evaluate.retrieval import Retrieval, precision_at_relevant, similarity
+
+FOLDER = "evaluated"
+RESAMPLES = 400
+FEWEST = 100  # resamples; an interval of fewer says little
+CELLS = 2**22  # resamples x regions in memory at a time
+WORK = 2**32  # resamples x regions x attributes at most, about a minute of a core
+TOP = 16  # regions kept of each attribute's ranking
+MOST_ATTRIBUTES = 2000  # whose rankings are kept
+DRAWS, RANKING = "draws/", "ranking/"
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """The best regions of the attributes `attribute`, best first: image (in the split's order), number of the box in its
+    image, score, and whether the attribute is true of it."""
+
+    attribute: Int[np.ndarray, " Q"]
+    image: Int[np.ndarray, "Q K"]
+    box: Int[np.ndarray, "Q K"]
+    score: Float[np.ndarray, "Q K"]
+    right: Bool[np.ndarray, "Q K"]
+
+
+@dataclass(frozen=True)
+class Items:
+    """Of one model, or of the mapping, on one split.
+
+    task: what it was measured on. draws: by metric, in percent, row 0 the figure itself. Of models also R-Precision of each
+    attribute in percent (NaN where it does not occur), how many regions have it, and a ranking.
+    """
+
+    task: str
+    draws: Mapping[str, Float[np.ndarray, " B1"]]
+    by_attribute: Float[np.ndarray, " A"] = field(default_factory=lambda: np.zeros(0))
+    relevant: Int[np.ndarray, " A"] = field(default_factory=lambda: np.zeros(0, np.int64))
+    ranking: Ranking | None = None
+
+
+def weight_blocks(images: int, resamples: int, rows: int) -> Iterator[Int[np.ndarray, "b I"]]:
+    """`resamples` rows in all, the same for the same arguments, so many at a time that `rows` columns of them fit memory."""
+    step = max(1, min(resamples, CELLS // max(rows, images, 1)))
+    for start in range(0, resamples, step):
+        block = [image_weights(images, 1, seed) for seed in range(start, min(start + step, resamples))]
+        yield np.concatenate(block).astype(np.int32)
+
+
+def weighted_precision(
+    score: Float[np.ndarray, " R"],
+    relevant: Bool[np.ndarray, " R"],
+    image: Int[np.ndarray, " R"],
+    weights: Int[np.ndarray, "B I"],
+) -> Float[np.ndarray, " B"]:
+    """R-Precision of one query if image i stood weights[b, i] times in the split; NaN where no relevant region is left.
+
+    Ties at the cut count by expectation, as in `retrieval`.
+    """
+    order = np.argsort(-score, kind="stable")
+    falling = score[order]
+    first = np.flatnonzero(np.concatenate([[True], falling[1:] != falling[:-1]]))  # of each run of equal scores
+    w_BR = weights[:, image[order]]
+    all_BG, true_BG = (np.add.reduceat(w, first, axis=1) for w in (w_BR, w_BR * relevant[order]))
+    above_BG, hits_BG = all_BG.cumsum(1), true_BG.cumsum(1)
+    n_B = hits_BG[:, -1]
+    cut = np.argmax(above_BG >= np.maximum(n_B, 1)[:, None], axis=1)
+    b = np.arange(len(weights))
+    places = n_B - (above_BG[b, cut] - all_BG[b, cut])
+    share = true_BG[b, cut] / np.maximum(all_BG[b, cut], 1)
+    hits = hits_BG[b, cut] - true_BG[b, cut] + places * share
+    return np.divide(hits, n_B, out=np.full(len(weights), np.nan), where=n_B > 0)
+
+
+def retrieval_draws(
+    region: Float[np.ndarray, "R D"],
+    attribute: Float[np.ndarray, "A D"],
+    truth: Bool[np.ndarray, "R A"],
+    image: Int[np.ndarray, " R"],
+    images: int,
+    resamples: int = RESAMPLES,
+) -> dict[str, Float[np.ndarray, " B"]]:
+    """a2r and r2a, in percent, under each resample of the images. A metric whose resamples would take too long is left out.
+
+    image: of each region. Raises: EvaluationError.
+    """
+    found: dict[str, Float[np.ndarray, " B"]] = {}
+    by_region = [
+        precision_at_relevant(similarity(region[i : i + 4096], attribute), truth[i : i + 4096])
+        for i in range(0, len(region), 4096)
+    ]
+    sums_I2 = per_image(np.concatenate([np.zeros(0), *by_region]), image, images)
+    found["r2a"] = resampled(sums_I2, ratio, resamples)
+    possible = min(resamples, WORK // max(1, truth.size))
+    if possible < FEWEST:
+        return found
+    total, known = np.zeros((2, possible))
+    for a in np.flatnonzero(truth.any(0)):
+        score = similarity(attribute[a : a + 1], region)[0]
+        parts = [
+            weighted_precision(score, truth[:, a], image, block)
+            for block in weight_blocks(images, possible, len(region))
+        ]
+        values = np.concatenate(parts)
+        total += np.nan_to_num(values)
+        known += ~np.isnan(values)
+    found["a2r"] = 100.0 * np.divide(total, known, out=np.full(possible, np.nan), where=known > 0)
+    return found
+
+
+def resampled(sums: Float[np.ndarray, "I S"], value: Value, resamples: int = RESAMPLES) -> Float[np.ndarray, " B"]:
+    """A metric of sums over images (`bootstrap`), in percent, under each resample."""
+    parts = [value(block @ sums) for block in weight_blocks(len(sums), resamples, 0)]
+    return 100.0 * np.concatenate([np.zeros(0), *parts])
+
+
+def mapping_draws(sums: Float[np.ndarray, "I 3"]) -> dict[str, Float[np.ndarray, " B1"]]:
+    """precision, recall and F1 of `bootstrap.mapping_sums`, in percent, as they are and under each resample."""
+    right, wrong, missed = sums.T
+    parts = {
+        "precision": (np.stack([right, right + wrong], 1), ratio),
+        "recall": (np.stack([right, right + missed], 1), ratio),
+        "f1": (sums, f1),
+    }
+    return {
+        name: np.concatenate([100.0 * value(some.sum(0)[None]), resampled(some, value)])
+        for name, (some, value) in parts.items()
+    }
+
+
+def of_model(
+    task: str,
+    found: Retrieval,
+    region: Float[np.ndarray, "R D"],
+    attribute: Float[np.ndarray, "A D"],
+    truth: Bool[np.ndarray, "R A"],
+    image: Int[np.ndarray, " R"],
+    images: int,
+) -> Items:
+    """Everything that is kept of a model. Regions of an image stand together, in the order of its boxes."""
+    drawn = retrieval_draws(region, attribute, truth, image, images) if len(region) else {}
+    whole = {"a2r": found.a2r, "r2a": found.r2a}
+    draws = {name: np.concatenate([[100.0 * whole[name]], values]) for name, values in drawn.items()}
+    by_attribute = 100.0 * found.by_attribute
+    return Items(task, draws, by_attribute, truth.sum(0), ranking(region, attribute, truth, image))
+
+
+def ranking(
+    region: Float[np.ndarray, "R D"],
+    attribute: Float[np.ndarray, "A D"],
+    truth: Bool[np.ndarray, "R A"],
+    image: Int[np.ndarray, " R"],
+) -> Ranking:
+    """The TOP best regions of each attribute that occurs, of the most frequent ones where there are very many."""
+    relevant = truth.sum(0)
+    often = np.argsort(-relevant, kind="stable")[:MOST_ATTRIBUTES]
+    chosen = np.sort(often[relevant[often] > 0])
+    depth = min(TOP, len(region))
+    best, score = np.zeros((len(chosen), depth), np.int64), np.zeros((len(chosen), depth), np.float32)
+    for row, a in enumerate(chosen):
+        scores = similarity(attribute[a : a + 1], region)[0]
+        best[row] = np.argsort(-scores, kind="stable")[:depth]
+        score[row] = scores[best[row]]
+    box = np.arange(len(region)) - np.searchsorted(image, image)
+    return Ranking(chosen, image[best], box[best], score, truth[best, chosen[:, None]])
+
+
+def low_high(draws: Float[np.ndarray, " B1"]) -> list[float] | None:
+    """The interval of 95 % of the resamples; None where the figure is undefined on most of them."""
+    if len(draws) < 2 or not np.isfinite(draws[0]):
+        return None
+    try:
+        found = interval(0.0, float(draws[0]), draws[1:])
+    except EvaluationError:
+        return None
+    return [round(found.low, 2), round(found.high, 2)]
+
+
+def name_of(split: str, what: str) -> str:
+    return f"{FOLDER}/{split}-{what}.npz"
+
+
+def write(store: Store, split: str, what: str, items: Items) -> None:
+    """what: the model's name, or "mapping"."""
+    arrays: dict[str, np.ndarray] = {"task": np.array(items.task)}
+    arrays |= {f"{DRAWS}{name}": values for name, values in items.draws.items()}
+    arrays |= {"by_attribute": items.by_attribute, "relevant": items.relevant}
+    if items.ranking is not None:
+        arrays |= {f"{RANKING}{f.name}": getattr(items.ranking, f.name) for f in fields(Ranking)}
+    sink = io.BytesIO()
+    np.savez_compressed(sink, **arrays)  # type: ignore[arg-type]
+    store.put(name_of(split, what), sink.getvalue())
+
+
+def read(store: Store, split: str, what: str) -> Items | None:
+    """None where nothing was kept, as by earlier versions. Raises: ShardError when the file is damaged."""
+    name = name_of(split, what)
+    data = store.find(name)
+    if data is None:
+        return None
+    try:
+        with np.load(io.BytesIO(data), allow_pickle=False) as file:
+            found = dict(file.items())
+        draws = {n.removeprefix(DRAWS): values for n, values in found.items() if n.startswith(DRAWS)}
+        ranked = {n.removeprefix(RANKING): values for n, values in found.items() if n.startswith(RANKING)}
+        best = Ranking(**ranked) if ranked else None
+        return Items(str(found["task"]), draws, found["by_attribute"], found["relevant"], best)
+    except (ValueError, OSError, KeyError, TypeError, zipfile.BadZipFile, zlib.error) as error:
+        raise ShardError(f"{store.path(name)} is damaged ({error}); run the evaluate stage again") from error
