@@ -1,4 +1,4 @@
-"""A headless Chromium, driven through its debugging pipe: real key presses, any width, every request and console line seen."""
+"""A headless Chromium by its debugging pipe: real key presses, any width, all requests and console lines seen."""
 
 from __future__ import annotations
 
@@ -69,9 +69,7 @@ class Tab:
             code, text = KEYS[key]
             for kind in ("keyDown", "keyUp"):
                 said = {"text": text} if text and kind == "keyDown" else {}
-                self.call(
-                    "Input.dispatchKeyEvent", type=kind, key=key, code=key, windowsVirtualKeyCode=code, **said
-                )
+                self.call("Input.dispatchKeyEvent", type=kind, key=key, code=key, windowsVirtualKeyCode=code, **said)
 
     def type(self, text: str) -> None:
         for letter in text:
@@ -79,7 +77,11 @@ class Tab:
 
     def screenshot(self, path: Path, height: int | None = None) -> None:
         """height: of the part from the top; None: of what the window shows."""
-        clip = {"clip": {"x": 0, "y": 0, "width": self.value("innerWidth"), "height": height, "scale": 1}} if height else {}
+        clip = (
+            {"clip": {"x": 0, "y": 0, "width": self.value("innerWidth"), "height": height, "scale": 1}}
+            if height
+            else {}
+        )
         made = self.call("Page.captureScreenshot", format="png", captureBeyondViewport=bool(height), **clip)
         path.write_bytes(base64.b64decode(made["data"]))
 
@@ -93,9 +95,7 @@ class Tab:
     def complaints(self) -> list[str]:
         """Errors and warnings of the console, exceptions, and what the page's policy refused."""
         told = [e for e in self.events if e["method"] in ("Log.entryAdded", "Runtime.exceptionThrown")]
-        said = [
-            e for e in self.events if e["method"] == "Runtime.consoleAPICalled" and e["params"]["type"] != "log"
-        ]
+        said = [e for e in self.events if e["method"] == "Runtime.consoleAPICalled" and e["params"]["type"] != "log"]
         return [json.dumps(e["params"])[:500] for e in [*told, *said]]
 
     def _until(self, wanted: Any, *, seen: bool = False) -> dict[str, Any]:
@@ -125,8 +125,20 @@ def browser(program: str, profile: Path) -> Iterator[Tab]:
     """A tab of a browser of its own, which ends with the block."""
     to_read, to_write = os.pipe()
     back_read, back_write = os.pipe()
-    flags = ("--headless=new", "--no-sandbox", "--disable-gpu", "--remote-debugging-pipe", "--no-first-run", "--hide-scrollbars")
-    quiet = ("--disable-background-networking", "--disable-component-update", "--disable-sync", f"--user-data-dir={profile}")
+    flags = (
+        "--headless=new",
+        "--no-sandbox",
+        "--disable-gpu",
+        "--remote-debugging-pipe",
+        "--no-first-run",
+        "--hide-scrollbars",
+    )
+    quiet = (
+        "--disable-background-networking",
+        "--disable-component-update",
+        "--disable-sync",
+        f"--user-data-dir={profile}",
+    )
     line = f'exec "$@" 3<&{to_read} 4>&{back_write}'  # the pipe's two ends, by the numbers that it has
     process = subprocess.Popen(
         ["bash", "-c", line, "browser", program, *flags, *quiet],

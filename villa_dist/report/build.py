@@ -32,6 +32,7 @@ from villa_dist.config_train import OptimConfig
 from villa_dist.evaluate import items
 from villa_dist.names import JOBS, METRICS, VLMS
 from villa_dist.report import attributes, card, confusion, drift, gallery, plots, provenance, tables, text
+from villa_dist.report.baseline import RESULTS, read_results
 from villa_dist.report.detection import detection_tables, sentence
 from villa_dist.report.explorer import explore
 from villa_dist.report.scan import scan
@@ -39,7 +40,6 @@ from villa_dist.report.summary import summary
 from villa_dist.train.journal import parse_metrics
 
 NAME = "report.html"
-RESULTS = "results.json"
 SCRIPT = "explorer.js"
 
 
@@ -144,19 +144,6 @@ def environment() -> Environment:
         env.filters[name] = getattr(text, name)
     env.filters["zip"] = zip
     return env
-
-
-def read_results(store: Store) -> dict[str, Any]:
-    """results.json, or nothing where nothing was evaluated. Raises: ShardError when it is not a JSON object."""
-    if not store.exists(RESULTS):
-        return {}
-    try:
-        results = json.loads(store.read(RESULTS))
-    except ValueError as error:
-        raise ShardError(f"{store.path(RESULTS)} is not JSON ({error}); run the evaluate stage again") from error
-    if not isinstance(results, dict):
-        raise ShardError(f"{store.path(RESULTS)} holds no JSON object; run the evaluate stage again")
-    return results
 
 
 def read_items(store: Store, results: Mapping[str, Any]) -> dict[str, dict[str, items.Items]]:
