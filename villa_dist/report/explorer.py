@@ -8,6 +8,7 @@ What the page lacks room for is left out fairly: every query keeps its first reg
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -26,7 +27,7 @@ from villa_dist.report.text import count, number, plain, shortened
 
 MOST_QUERIES = 400
 MOST_HITS = 12  # shown of a query
-MOST_BYTES = 5_500_000  # of encoded images
+MOST_BYTES = 6_000_000  # of images with their regions and texts, as they stand in the page
 MOST_REGIONS = 10_000  # of all images together
 MOST_TEXT = 400  # characters of an image's text
 MAPPING = "mapping"
@@ -148,11 +149,11 @@ def pictures(config: Config, split: str, wanted: Sequence[int]) -> dict[int, dic
     for some in _batches(wanted):  # shard by shard within a batch, since few shards are kept open
         for image in sorted(some):
             index = int(np.searchsorted(first, image, side="right")) - 1
-            made = known.picture(index, image - int(first[index]), side=gallery.SMALL_SIDE)
-            size, regions = size + len(made.uri), regions + len(made.regions)
+            told = _described(known.picture(index, image - int(first[index]), side=gallery.SMALL_SIDE))
+            size, regions = size + len(json.dumps(told)), regions + len(told["r"])
             if size > MOST_BYTES or regions > MOST_REGIONS:
                 return shown
-            shown[image] = _described(made)
+            shown[image] = told
     return shown
 
 
