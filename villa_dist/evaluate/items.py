@@ -227,5 +227,5 @@ def read(store: Store, split: str, what: str) -> Items | None:
         ranked = {n.removeprefix(RANKING): values for n, values in found.items() if n.startswith(RANKING)}
         best = Ranking(**ranked) if ranked else None
         return Items(str(found["task"]), draws, found["by_attribute"], found["relevant"], best)
-    except (ValueError, OSError, KeyError, TypeError, zipfile.BadZipFile, zlib.error) as error:
+    except (ValueError, OSError, EOFError, KeyError, TypeError, zipfile.BadZipFile, zlib.error) as error:
         raise ShardError(f"{store.path(name)} is damaged ({error}); run the evaluate stage again") from error

@@ -50,7 +50,7 @@ def rankings(config: Config, split: str, items: Mapping[str, Items], found: Scan
     )
     boxes = _true_boxes(config, split, [items[job] for job in order])
     made = [Ranking(job, TITLES[job], _hits(items[job], boxes)) for job in order]
-    return [*made, *([Ranking(MAPPING, "Pairs of the mapping", found.best)] if found.best else [])]
+    return [*made, *([Ranking(MAPPING, TITLES[MAPPING], found.best)] if found.best else [])]
 
 
 def _true_boxes(config: Config, split: str, kept: Sequence[Items]) -> dict[int, np.ndarray]:

@@ -57,7 +57,7 @@
     const judged = mine.filter((hit) => hit[6] !== null), right = judged.filter((hit) => hit[6]).length;
     const value = query.v[by.id];
     found.textContent = [
-      `“${query.p}”: ${plural(mine.length, "region")} first by ${by.label}`,
+      `“${query.p}”: the ${plural(mine.length, "best region")} by ${by.label}`,
       judged.length ? `, ${right} right` : "",
       value === undefined ? "" : `; R-Precision ${value.toFixed(1)}`,
       query.n ? `; ${plural(query.n, "region")} ${data.judged ? "have it" : "were given it"}` : "",
