@@ -80,17 +80,36 @@ def weighted_precision(
     Ties at the cut count by expectation, as in `retrieval`.
     """
     order = np.argsort(-score, kind="stable")
-    falling = score[order]
+    n_B = weights @ np.bincount(image[relevant], minlength=weights.shape[1])
+    deep = int(1.25 * relevant.sum()) + 64  # the cut is rarely deeper, and then all is looked at
+    found = _at_cut(score[order], relevant[order], image[order], weights, n_B, deep)
+    return (
+        found if found is not None else _at_cut(score[order], relevant[order], image[order], weights, n_B, len(order))
+    )
+
+
+def _at_cut(
+    falling: Float[np.ndarray, " R"],
+    relevant: Bool[np.ndarray, " R"],
+    image: Int[np.ndarray, " R"],
+    weights: Int[np.ndarray, "B I"],
+    n_B: Int[np.ndarray, " B"],
+    depth: int,
+) -> Float[np.ndarray, " B"] | None:
+    """From the first `depth` regions of a ranking, and those that tie with the last; None where a cut lies deeper."""
+    depth = int(np.searchsorted(-falling, -falling[min(depth, len(falling)) - 1], side="right"))
+    falling, relevant = falling[:depth], relevant[:depth]
     first = np.flatnonzero(np.concatenate([[True], falling[1:] != falling[:-1]]))  # of each run of equal scores
-    w_BR = weights[:, image[order]]
-    all_BG, true_BG = (np.add.reduceat(w, first, axis=1) for w in (w_BR, w_BR * relevant[order]))
-    above_BG, hits_BG = all_BG.cumsum(1), true_BG.cumsum(1)
-    n_B = hits_BG[:, -1]
+    w_BR = weights[:, image[:depth]]
+    all_BG, true_BG = (np.add.reduceat(w, first, axis=1) for w in (w_BR, w_BR * relevant))
+    above_BG = all_BG.cumsum(1)
+    if (above_BG[:, -1] < n_B).any():
+        return None
     cut = np.argmax(above_BG >= np.maximum(n_B, 1)[:, None], axis=1)
     b = np.arange(len(weights))
     places = n_B - (above_BG[b, cut] - all_BG[b, cut])
     share = true_BG[b, cut] / np.maximum(all_BG[b, cut], 1)
-    hits = hits_BG[b, cut] - true_BG[b, cut] + places * share
+    hits = true_BG.cumsum(1)[b, cut] - true_BG[b, cut] + places * share
     return np.divide(hits, n_B, out=np.full(len(weights), np.nan), where=n_B > 0)
 
 
