@@ -12,7 +12,10 @@ import numpy as np
 from villa_dist.evaluate import items
 from villa_dist.evaluate.retrieval import r_precision
 
-SIZES = ((3_000, 20, 650, 0.16), (36_000, 80, 5_000, 0.0125))  # regions, attributes, images, share that has an attribute
+SIZES = (
+    (3_000, 20, 650, 0.16),
+    (36_000, 80, 5_000, 0.0125),
+)  # regions, attributes, images, share that has an attribute
 
 
 def main() -> None:

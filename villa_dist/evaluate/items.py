@@ -82,10 +82,11 @@ def weighted_precision(
     order = np.argsort(-score, kind="stable")
     n_B = weights @ np.bincount(image[relevant], minlength=weights.shape[1])
     deep = int(1.25 * relevant.sum()) + 64  # the cut is rarely deeper, and then all is looked at
-    found = _at_cut(score[order], relevant[order], image[order], weights, n_B, deep)
-    return (
-        found if found is not None else _at_cut(score[order], relevant[order], image[order], weights, n_B, len(order))
-    )
+    for depth in (deep, len(order)):
+        found = _at_cut(score[order], relevant[order], image[order], weights, n_B, depth)
+        if found is not None:
+            return found
+    raise AssertionError("no region is deeper than the last")
 
 
 def _at_cut(

@@ -246,7 +246,7 @@ def data_uri(pixels: UInt8[np.ndarray, "H W 3"], side: int = LARGE_SIDE) -> str:
         kind = "png"
     else:
         image.thumbnail((side, side))
-        image.save(handle, "JPEG", quality=85)
+        image.save(handle, "JPEG", quality=85 if side > SMALL_SIDE else 75)
         kind = "jpeg"
     return f"data:image/{kind};base64," + base64.b64encode(handle.getvalue()).decode()
 
