@@ -85,7 +85,7 @@ def config_of(folder: Path, **detection: Any) -> Config:
             "vocabulary": {"attributes": [{"phrase": c} for c in COLOURS]},
             "model": {"image": {"width": 8}, "text": {"buckets": 256}},
             "regions": {"proposals": "grid", "grid": [2, 2], "grid_levels": 2},
-            "evaluate": {"detection": {"bootstrap": 20, **detection}},
+            "evaluate": {"recall": [], "detection": {"bootstrap": 20, **detection}},
         }
     )
 

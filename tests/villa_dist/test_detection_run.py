@@ -319,7 +319,7 @@ def test_configs_that_cannot_be_are_refused() -> None:
         ({"detection": {"protocol": "lvis"}}, "needs truth"),
         ({"detection": {"boxes": "both"}}, "are the true boxes"),
         ({"detection": {}}, "data.source=docmnist has none"),
-        ({"baselines": [{"weights": "org/clip"}]}, "measured by detection only"),
+        ({"recall": [], "baselines": [{"weights": "org/clip"}]}, "baselines are measured by"),
         (
             {"detection": {}, "baselines": [{"weights": "a/clip"}, {"weights": "b/clip"}]},
             "two rows are called 'clip-dense'",

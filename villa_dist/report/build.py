@@ -25,6 +25,7 @@ from villa_dist.config_train import OptimConfig
 from villa_dist.names import JOBS, METRICS
 from villa_dist.report import gallery, plots, tables, text
 from villa_dist.report.detection import detection_tables, sentence
+from villa_dist.report.evaluation import evaluation_tables, sentences
 from villa_dist.report.summary import summary
 from villa_dist.train.journal import parse_metrics
 
@@ -58,7 +59,7 @@ def render(config: Config) -> str:
     profile = tables.profile(config.run)
     refused = tables.refusals(config.run)
     measured = tables.by_split(results)
-    detection = detection_tables(results)
+    detection, evaluation = detection_tables(results), evaluation_tables(results)
     images = results.get("images") or {row.split: row.samples for row in profile if row.folder == "base"}
     split = gallery.split_of(config)
     pictures = gallery.pictures(config, split) if split else []
@@ -69,8 +70,13 @@ def render(config: Config) -> str:
             title=PurePosixPath(store.path()).name or store.path(),
             run=store.path(),
             version=__version__,
-            summary=[*sentence(detection), *summary(measured, images, refused)[not measured and bool(detection) :]],
+            summary=[
+                *sentence(detection),
+                *summary(measured, images, refused)[not measured and bool(detection or evaluation) :],
+                *sentences(evaluation),
+            ],
             detection=detection,
+            evaluation=evaluation,
             facts=facts(config, images, measured),
             measured=measured,
             gallery_split=split,
