@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import tarfile
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from shards.work import Job
 from villa_dist import models
 from villa_dist.config import Config
 from villa_dist.pipeline import Pipeline
@@ -55,6 +57,7 @@ def write_data(folder: Path) -> dict[str, Any]:
                     number = first + n
                     pixels, boxes, names = squares(number)
                     meta = {"image_id": number, "boxes": boxes, "categories": names, "crowd": [0] * len(boxes)}
+                    meta["first"] = names[0] if names else None
                     if split == "test":
                         truth["images"].append({"id": number})
                         truth["annotations"] += [
@@ -90,6 +93,12 @@ def config_of(folder: Path, **detection: Any) -> Config:
     )
 
 
+def evaluating(folder: Path, **evaluate: Any) -> Config:
+    """`config_of` with other parts of evaluation."""
+    values = config_of(folder).model_dump(mode="json") | {"evaluate": {"bootstrap": 20, "recall": [], **evaluate}}
+    return Config.model_validate(values)
+
+
 def prepared(folder: Path) -> dict[str, Any]:
     """Ingested, with one-to-one and ViLLA of random weights. Returns the truth."""
     truth = write_data(folder)
@@ -119,8 +128,33 @@ class Seer(nn.Module):
             found[n] = torch.roll(colour, 1) if wrong else colour
         return torch.nn.functional.normalize(found + 1e-3, dim=1)
 
+    def embed_whole(self, pixels: Tensor, sizes: Tensor) -> Tensor:
+        each = [pixels[n, :, :h, :w].float().mean((1, 2)) for n, (h, w) in enumerate(sizes.tolist())]
+        return torch.nn.functional.normalize(torch.stack(each) ** (4 * self.right), dim=1)
+
     def tokenize(self, texts: list[str]) -> list[str]:
         return texts
 
     def embed_texts(self, texts: list[str]) -> Tensor:
         return torch.tensor([[float(c in t) for c in COLOURS] for t in texts])
+
+
+class Cut(LocalRunner):
+    """Dies after so many shards of one stage."""
+
+    def __init__(self, stage: str, after: int) -> None:
+        self.stage, self.after = stage, after
+
+    def shards(self, job: Job, shards: Sequence[str], done: Callable[[str], None], again: Any = None) -> None:
+        if getattr(job, "folder", "") != self.stage:
+            return super().shards(job, shards, done, again)
+        super().shards(job, shards[: self.after], done, again)
+        raise KeyboardInterrupt
+
+
+class Backwards(LocalRunner):
+    """A worker of its own for each shard, the last first."""
+
+    def shards(self, job: Job, shards: Sequence[str], done: Callable[[str], None], again: Any = None) -> None:
+        for shard in reversed(shards):
+            super().shards(job, [shard], done, again)

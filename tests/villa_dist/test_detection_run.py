@@ -5,18 +5,17 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from detection_run import IDS, IMAGES, SHARDS, Seer, config_of, prepared, squares
+from detection_run import IDS, IMAGES, SHARDS, Backwards, Cut, Seer, config_of, prepared, squares
 
 from shards.decode import DecodeError
 from shards.errors import StaleStageError, VillaError
-from shards.work import Job
 from villa_dist.config import Config, RegionsConfig
 from villa_dist.config_file import keys, load
 from villa_dist.evaluate.ap_bootstrap import ap_difference
@@ -170,27 +169,6 @@ def test_published_models_are_rows_of_the_same_table(made: Path, tmp_path: Path)
     )
     with pytest.raises(VillaError, match="gone"):
         evaluated(gone)
-
-
-class Cut(LocalRunner):
-    """Dies after so many shards of one stage."""
-
-    def __init__(self, stage: str, after: int) -> None:
-        self.stage, self.after = stage, after
-
-    def shards(self, job: Job, shards: Sequence[str], done: Callable[[str], None], again: Any = None) -> None:
-        if getattr(job, "folder", "") != self.stage:
-            return super().shards(job, shards, done, again)
-        super().shards(job, shards[: self.after], done, again)
-        raise KeyboardInterrupt
-
-
-class Backwards(LocalRunner):
-    """A worker of its own for each shard, the last first."""
-
-    def shards(self, job: Job, shards: Sequence[str], done: Callable[[str], None], again: Any = None) -> None:
-        for shard in reversed(shards):
-            super().shards(job, [shard], done, again)
 
 
 @pytest.mark.parametrize("stage", ["boxes", "detect-villa"])

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float, Int
 
+from shards.sources.base import nearest
 from villa_dist.evaluate.errors import EvaluationError
 from villa_dist.evaluate.retrieval import similarity
 
@@ -69,7 +70,10 @@ def read_labels(path: str | Path, *, key: str, classes: Sequence[str]) -> Labels
             reader = csv.DictReader(file)
             missing = [c for c in (key, *classes) if c not in (reader.fieldnames or [])]
             if missing:
-                raise EvaluationError(f"{path}: no column {missing[0]!r}; it has {', '.join(reader.fieldnames or [])}")
+                there = list(reader.fieldnames or [])
+                raise EvaluationError(
+                    f"{path}: no column {missing[0]!r}{nearest(missing[0], there)}; it has {', '.join(there)}"
+                )
             rows = [(reader.line_num, row) for row in reader]
     except OSError as error:
         raise EvaluationError(f"{path}: cannot be read: {error.strerror}") from error

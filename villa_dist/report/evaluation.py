@@ -10,7 +10,12 @@ from villa_dist.evaluate.figures import Table, tables
 from villa_dist.names import TITLES
 from villa_dist.report.text import count, figure, listed, number, signed
 
-WAYS = {"i2t": "image→text R@", "t2i": "text→image R@", "class_to_image": "class→image P@", "image_to_text": "image→text P@"}
+WAYS = {
+    "i2t": "image→text R@",
+    "t2i": "text→image R@",
+    "class_to_image": "class→image P@",
+    "image_to_text": "image→text P@",
+}
 NAMES = {
     "top1": "top-1",
     "balanced": "top-1, mean over classes",
@@ -22,8 +27,8 @@ NOTES = {
     "percent, with the interval of 95% of the resamples of queries.",
     "classes": "top-1: an image's nearest class by its prompts. P@k: the share of the k best that have the class, mean over "
     "classes. In percent, with the interval of 95% of the resamples of images.",
-    "fine_grained": "top-1: the right phrase is nearer to its box than each negative, in percent. Mean rank: 1 is best. With "
-    "the interval of 95% of the resamples of images.",
+    "fine_grained": "top-1: the right phrase is nearer to its box than each negative, in percent. Mean rank: 1 is best. "
+    "With the interval of 95% of the resamples of images.",
 }
 
 

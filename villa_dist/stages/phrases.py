@@ -24,7 +24,7 @@ from villa_dist.evaluate.models_measured import encode
 from villa_dist.evaluate.phrases import UNKNOWN, AskedBoxes, PhraseBox
 from villa_dist.observe import Timers
 from villa_dist.regions.boxes import clip, large_enough
-from villa_dist.stages.base import StageRequest, commit_sidecar
+from villa_dist.stages.base import StageRequest, write_sidecar
 from villa_dist.stages.images import embed_regions
 from villa_dist.stages.windows import ReadAhead, Sample, windows
 
@@ -44,8 +44,8 @@ class PhrasesStage:
         row = request.params["model"]
         self.config = row.config(request.config)
         self.model = row.load(request.config)
-        self.boxes = AskedBoxes(Store(request.run), request.params["boxes"])
         self.ahead = ReadAhead(StageFolder(request.dataset, "base"))
+        self.boxes = AskedBoxes(Store(request.run), request.params["boxes"])
 
     def read_ahead(self, shard: str) -> None:
         self.ahead.begin(shard)
@@ -60,19 +60,10 @@ class PhrasesStage:
             for sample in window:
                 asked[sample.row] = self._of(base, sample)
             parts.append(self._figures(base, window, [asked[s.row] for s in window], timers))
-        table = _table(base.keys, asked, np.concatenate(parts))
-        with self.request.output().attempt(shard) as attempt:
-            with timers.time("write"):
-                attempt.write(f"{shard}.parquet", sidecar.to_bytes(table))
-            return commit_sidecar(
-                self.request,
-                attempt,
-                shard,
-                keys=base.keys,
-                input_digest=base.marker.output(".tar").sha256,
-                timers=timers,
-                counts={"regions": sum(map(len, asked)), "decoded": decoded},
-            )
+        counts = {"regions": sum(map(len, asked)), "decoded": decoded}
+        return write_sidecar(
+            self.request, base, lambda: _table(base.keys, asked, np.concatenate(parts)), timers, counts
+        )
 
     def _of(self, base: BaseShard, sample: Sample) -> list[int]:
         try:

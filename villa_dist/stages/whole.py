@@ -7,14 +7,13 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
-from shards import sidecar
 from shards.commit import Marker, StageFolder
 from shards.decode import DecodeError, decode_json, sample_text
 from shards.errors import ShardError
 from villa_dist.evaluate.models_measured import encode_whole
 from villa_dist.evaluate.whole import text_number
 from villa_dist.observe import Timers
-from villa_dist.stages.base import StageRequest, commit_sidecar
+from villa_dist.stages.base import StageRequest, write_sidecar
 from villa_dist.stages.images import embed_regions
 from villa_dist.stages.windows import ReadAhead, Sample, windows
 
@@ -23,12 +22,13 @@ class WholeStage:
     """params: model, a `Measured`; field, of a sample's .json, that names its class, or None."""
 
     def __init__(self, request: StageRequest) -> None:
-        self.request, self.field = request, request.params["field"]
+        self.request = request
         torch.set_num_threads(request.config.regions.threads)
         row = request.params["model"]
         self.config = row.config(request.config)
         self.model = row.load(request.config)
         self.ahead = ReadAhead(StageFolder(request.dataset, "base"))
+        self.field = request.params["field"]
 
     def read_ahead(self, shard: str) -> None:
         self.ahead.begin(shard)
@@ -56,18 +56,7 @@ class WholeStage:
         columns["text_number"] = pa.array(numbers, pa.int64())
         for name, parts in (("image", images), ("text", texts)):
             columns[name] = _vectors(parts, self.model.dim)
-        with self.request.output().attempt(shard) as attempt:
-            with timers.time("write"):
-                attempt.write(f"{shard}.parquet", sidecar.to_bytes(pa.table(columns)))
-            return commit_sidecar(
-                self.request,
-                attempt,
-                shard,
-                keys=base.keys,
-                input_digest=base.marker.output(".tar").sha256,
-                timers=timers,
-                counts={"decoded": len(base)},
-            )
+        return write_sidecar(self.request, base, lambda: pa.table(columns), timers, {"decoded": len(base)})
 
     def _whole(self, pixels: Tensor, boxes: Tensor, image_of: Tensor, sizes: Tensor) -> Tensor:
         """Of each image its edges are the one box."""
