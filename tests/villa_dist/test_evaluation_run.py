@@ -182,7 +182,9 @@ def seen(job: str, row: dict[str, Any]) -> bool:
 
 def test_hard_negatives_by_hand(folder: Path) -> None:
     rows = questions()
-    config = evaluating(folder, fine_grained={"annotations": {"hard": annotations(folder), "own": coco_like(folder, rows)}})
+    config = evaluating(
+        folder, fine_grained={"annotations": {"hard": annotations(folder), "own": coco_like(folder, rows)}}
+    )
     result = evaluated(config)
     found = result["fine_grained"]["test"]
     assert found["warnings"] == [] and list(found["subsets"]) == ["hard", "own"]
@@ -207,8 +209,9 @@ def test_the_first_negatives_alone_and_another_file(folder: Path) -> None:
         evaluated(config)
     one = evaluated(config, force=True)["fine_grained"]["test"]
     assert one["subsets"]["hard"]["negatives"] == [1, 1]
-    assert all_of_them["subsets"]["hard"]["models"]["one_to_one"]["mean_rank"] > (
-        one["subsets"]["hard"]["models"]["one_to_one"]["mean_rank"]
+    assert (
+        all_of_them["subsets"]["hard"]["models"]["one_to_one"]["mean_rank"]
+        > (one["subsets"]["hard"]["models"]["one_to_one"]["mean_rank"])
     )
 
 
@@ -218,7 +221,9 @@ def test_boxes_of_other_images_are_counted_and_left_out(folder: Path, caplog: py
     path = annotations(folder, [*rows, *({k: v for k, v in r.items() if k != "image_id"} for r in absent)])
     found = evaluated(evaluating(folder, fine_grained={"annotations": path}))["fine_grained"]["test"]
     assert found["subsets"]["hard"]["boxes"] == len(rows)
-    said = f"{len(absent)} of {len(rows) + len(absent)} boxes are of images without a sample here (such as val/000900.png)"
+    said = (
+        f"{len(absent)} of {len(rows) + len(absent)} boxes are of images without a sample here (such as val/000900.png)"
+    )
     assert found["warnings"][0].startswith(said) and said in caplog.text
 
 
@@ -348,7 +353,10 @@ def test_images_and_rows_without_the_other_are_counted(folder: Path) -> None:
         ({"labels": "labels.csv", "field": None, "key": "Path", "prompts": {"red": [], "grean": []}}, "mean 'green'"),
         ({"labels": "others.csv", "field": None, "key": "Path"}, "no image of test has a class: none of 1 rows"),
         ({"labels": "empty.csv", "field": None, "key": "Path"}, "no row in it"),
-        ({"field": "colour"}, "no image of test has a class: no sample's .json has one of red, green, blue in its field"),
+        (
+            {"field": "colour"},
+            "no image of test has a class: no sample's .json has one of red, green, blue in its field",
+        ),
         ({"field": "boxes"}, "'boxes' of its .json is [["),
     ],
 )
@@ -372,7 +380,7 @@ def test_a_slip_in_a_class_is_told(folder: Path) -> None:
 
 
 def test_one_label_of_two_samples_is_named(folder: Path) -> None:
-    with pytest.raises(EvaluationError, match="could be 'a/000001.png' and 'b/000001.png'"):
+    with pytest.raises(EvaluationError, match=re.escape("could be 'a/000001.png' and 'b/000001.png'")):
         ImageNames(["a/000001.png", "b/000001.png"]).find("000001")
     names = ImageNames(["files/p10/s50/02aa 1.jpg", "b/2.v1.png", "deep"])
     assert names.find("p10/s50/02aa_1-3ad8c2d1") is None and names.find("x/p10/s50/deep") == 2
@@ -442,5 +450,7 @@ def test_configs_that_cannot_be_are_refused() -> None:
 def test_known_pairs_and_recall_stand_beside_one_another(folder: Path) -> None:
     """Detection too: each part has its own place in the results."""
     detection = config_of(folder).model_dump(mode="json")["evaluate"]["detection"]
-    found = evaluated(evaluating(folder, recall=[1], detection=detection, classes={"prompts": PROMPTS, "field": "first"}))
+    found = evaluated(
+        evaluating(folder, recall=[1], detection=detection, classes={"prompts": PROMPTS, "field": "first"})
+    )
     assert {"detection", "recall", "classes"} <= set(found) and "fine_grained" not in found

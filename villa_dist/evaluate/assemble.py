@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,8 @@ from villa_dist import models
 from villa_dist.attributes import vocabulary
 from villa_dist.config import Config
 from villa_dist.evaluate.mapping_quality import Counts, compare
-from villa_dist.evaluate.retrieval import r_precision
+from villa_dist.evaluate.streaming import Chunk, streamed_r_precision
+from villa_dist.evaluate.whole import vectors
 from villa_dist.train.jobs import attribute_embeddings, model_folder
 from villa_dist.types import RegionAttributePairs
 
@@ -23,25 +25,25 @@ EMBEDDED = pa.schema([("row", pa.int32())])
 
 
 def retrieval(config: Config, split: str, job: str) -> dict[str, Any]:
-    """R-Precision of a model on the true regions of a split, in percent: a2r, r2a, and a2r by attribute group."""
+    """R-Precision of a model on the true regions of a split, in percent: a2r, r2a, and a2r by attribute group. One shard
+    at a time is in memory."""
     words = vocabulary.read(Store(config.run))
     folder = StageFolder(f"{config.run}/{split}", f"evaluate-{job}")
-    parts, truths = [], []
-    for shard in manifest.read(folder).shards:
-        table = read_sidecar(folder, shard, EMBEDDED)
-        column = table["embedding"].combine_chunks()
-        column = column.chunk(0) if isinstance(column, pa.ChunkedArray) else column
-        parts.append(column.flatten().to_numpy().reshape(len(table), -1))
-        truths.append(truth_matrix(config, split, shard, len(words)))
-    region, truth = np.concatenate(parts), np.concatenate(truths)
+    shards = manifest.read(folder).shards
+
+    def chunks() -> Iterator[Chunk]:
+        for shard in shards:
+            region = vectors(read_sidecar(folder, shard, EMBEDDED), "embedding")
+            yield region, truth_matrix(config, split, shard, len(words))
+
     attribute = attribute_embeddings(models.load_vlm(model_folder(config, job)), words).numpy()
-    found = r_precision(region, attribute, truth)
+    found = streamed_r_precision(chunks, attribute)
     groups = np.array(words.groups)
     return {
         "a2r": percent(found.a2r),
         "r2a": percent(found.r2a),
         "a2r_by_group": {g: percent(float(np.nanmean(found.by_attribute[groups == g]))) for g in dict.fromkeys(groups)},
-        "regions": len(region),
+        "regions": int(sum(folder.marker(s).counts["regions"] for s in shards)),
     }
 
 

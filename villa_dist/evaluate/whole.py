@@ -52,7 +52,7 @@ def read_whole(config: Config, split: str, row: str) -> Whole:
     classes: list[str] = []
     for table in _tables(folder, index.shards):
         start, stop = len(keys), len(keys) + len(table)
-        image, text = (_vectors(table, name) for name in ("image", "text"))
+        image, text = (vectors(table, name) for name in ("image", "text"))
         if images is None or texts is None:
             images, texts = (on_disk(index.total, image.shape[1]) for _ in range(2))
         images[start:stop] = image
@@ -70,7 +70,8 @@ def _tables(folder: StageFolder, shards: Sequence[str]) -> Iterator[pa.Table]:
     return (read_sidecar(folder, shard, WHOLE) for shard in shards)
 
 
-def _vectors(table: pa.Table, name: str) -> np.ndarray:
+def vectors(table: pa.Table, name: str) -> Float[np.ndarray, "N D"]:
+    """A column of vectors of one width."""
     column = table[name].combine_chunks()
     column = column.chunk(0) if isinstance(column, pa.ChunkedArray) else column
     return column.flatten().to_numpy().reshape(len(table), -1)
