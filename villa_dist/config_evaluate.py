@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import re
 from pathlib import PurePath
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from villa_dist.config_base import Count, Positive, Section
 
@@ -83,11 +83,16 @@ class FineGrainedConfig(Section):
     negatives: the first so many of each box; None: all of them.
     """
 
-    annotations: (
-        Annotated[str, Field(min_length=1)]
-        | Annotated[dict[str, Annotated[str, Field(min_length=1)]], Field(min_length=1)]
-    )
+    annotations: str | dict[str, str]
     negatives: Positive | None = None
+
+    @field_validator("annotations", mode="before")
+    @classmethod
+    def _one_file_or_several(cls, given: Any) -> Any:
+        files = list(given.values()) if isinstance(given, dict) else [given]
+        if not files or not all(isinstance(f, str) and f for f in files):
+            raise ValueError("must be a path, or several by name such as {hard: PATH, easy: PATH}")
+        return given
 
     @property
     def files(self) -> dict[str, str]:
@@ -104,11 +109,23 @@ class ClassTextsConfig(Section):
     .json.
     """
 
-    prompts: Annotated[str, Field(min_length=1)] | Annotated[dict[str, list[str]], Field(min_length=2)]
+    prompts: str | dict[str, list[str]]
     labels: Annotated[str, Field(min_length=1)] | None = None
     key: Annotated[str, Field(min_length=1)] = "key"
     field: Annotated[str, Field(min_length=1)] | None = None
     precision_at: Annotated[list[Positive], Field(min_length=1)] = [5, 10, 100]
+
+    @field_validator("prompts", mode="before")
+    @classmethod
+    def _a_file_or_a_mapping(cls, given: Any) -> Any:
+        if isinstance(given, str) and given:
+            return given
+        made = {k: [v] if isinstance(v, str) else v for k, v in given.items()} if isinstance(given, dict) else {}
+        if len(made) < 2 or not all(isinstance(v, list) and all(isinstance(p, str) for p in v) for v in made.values()):
+            raise ValueError(
+                "must be a file, or two or more classes with their prompts such as {cat: [a photo of a cat], dog: []}"
+            )
+        return made
 
     @model_validator(mode="after")
     def _classes_are_told(self) -> ClassTextsConfig:

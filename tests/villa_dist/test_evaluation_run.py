@@ -438,7 +438,10 @@ def test_configs_that_cannot_be_are_refused() -> None:
     bad: list[tuple[dict[str, Any], str]] = [
         ({"classes": {"prompts": PROMPTS}}, "give one of the two"),
         ({"classes": {"prompts": PROMPTS, "labels": "a", "field": "b"}}, "give one of the two"),
-        ({"fine_grained": {"annotations": {}}}, "at least 1 item"),
+        ({"fine_grained": {"annotations": {}}}, "must be a path, or several by name"),
+        ({"fine_grained": {"annotations": 5}}, "must be a path, or several by name"),
+        ({"classes": {"prompts": {"red": "red"}, "field": "a"}}, "two or more classes with their prompts"),
+        ({"classes": {"prompts": {"red": [], "green": [5]}, "field": "a"}}, "two or more classes with their prompts"),
         ({"fine_grained": {"annotations": "a.json"}}, "data.source=docmnist has none"),
         ({"recall": [0]}, "greater than or equal to 1"),
     ]

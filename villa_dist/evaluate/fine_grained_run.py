@@ -42,8 +42,8 @@ def fine_grained(config: Config, split: str, run: RunStage) -> dict[str, Any]:
         claim = claims.phrases_of_boxes(config, split, row.name, row.digest(config), told)
         run("phrases", split, claim, shards, {"model": row, "boxes": name})
         found[row.name] = _ranks(config, split, row.name, boxes)
+        warnings = _left_out(config, split, boxes, found[row.name][0])
     asked, image, _ = next(iter(found.values()))
-    warnings = _left_out(config, split, boxes, asked)
     results = {}
     for subset in dict.fromkeys(row.subset for row in boxes):
         here = np.array([boxes[n].subset == subset for n in asked], bool)
