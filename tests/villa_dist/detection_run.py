@@ -1,4 +1,4 @@
-"""A small data set of coloured squares with known boxes, and models of known quality, on which detection is evaluated."""
+"""A small data set of coloured squares with known boxes, and models of known quality, for evaluation as a part of a run."""
 
 from __future__ import annotations
 
@@ -24,6 +24,9 @@ from villa_dist.vlm.model import RegionVLM
 
 COLOURS = ("red", "green", "blue")
 SIDE, IMAGES, SHARDS = 48, 10, 3
+TEST = range(1, SHARDS * IMAGES + 1)
+PROMPTS = {c: [f"a {c} square", c] for c in COLOURS}
+QUALITY = {"one_to_one": 0.5, "villa": 1.0}  # of `Seer`, by model
 IDS = {"red": 7, "green": 3, "blue": 12}
 
 
@@ -97,6 +100,41 @@ def evaluating(folder: Path, **evaluate: Any) -> Config:
     """`config_of` with other parts of evaluation."""
     values = config_of(folder).model_dump(mode="json") | {"evaluate": {"bootstrap": 20, "recall": [], **evaluate}}
     return Config.model_validate(values)
+
+
+def evaluated(config: Config, runner: Any = None, *, force: bool = False) -> dict[str, Any]:
+    result: dict[str, Any] = Pipeline(config, runner or LocalRunner(), force=force).run(["evaluate"])
+    return result
+
+
+def whole_of(number: int, right: float) -> np.ndarray:
+    pixels = torch.from_numpy(squares(number)[0]).permute(2, 0, 1)[None]
+    return Seer(right).embed_whole(pixels, torch.tensor([[48, 48]]))[0].double().numpy()
+
+
+def words_of(text: str) -> np.ndarray:
+    found = np.array([float(c in text) for c in COLOURS])
+    return found / max(float(np.linalg.norm(found)), 1e-12)
+
+
+def cosines(a: list[np.ndarray], b: list[np.ndarray]) -> np.ndarray:
+    return np.round(np.array([[x @ y for y in b] for x in a]), 6)
+
+
+def question(number: int, box: list[int], colour: str) -> dict[str, Any]:
+    x, y, right, low = box
+    wrong = [f"a {c} square" for c in COLOURS if c != colour]
+    row = {"img_path": f"val/{number:06d}.png", "bbox": [x, y, right - x, low - y], "image_id": number}
+    return {**row, "pos_expression": [f"a {colour} square"], "neg_expression": wrong, "width": 48, "height": 48}
+
+
+def questions(numbers: range = TEST) -> list[dict[str, Any]]:
+    return [question(n, b, c) for n in numbers for b, c in zip(*squares(n)[1:], strict=True)]
+
+
+def annotations(folder: Path, rows: list[dict[str, Any]] | None = None, name: str = "hard.jsonl") -> str:
+    (folder / name).write_text("".join(json.dumps(r) + "\n" for r in (questions() if rows is None else rows)))
+    return str(folder / name)
 
 
 def prepared(folder: Path) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from detection_run import IDS, IMAGES, SHARDS, Backwards, Cut, Seer, config_of, prepared, squares
+from detection_run import IDS, IMAGES, QUALITY, SHARDS, Backwards, Cut, Seer, config_of, squares
 
 from shards.decode import DecodeError
 from shards.errors import StaleStageError, VillaError
@@ -35,21 +35,6 @@ from villa_dist.report.build import render
 from villa_dist.runner import LocalRunner
 from villa_dist.stages.boxes import image_id, own_boxes
 from villa_dist.stages.windows import Sample
-
-QUALITY = {"one_to_one": 0.5, "villa": 1.0}
-
-
-@pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("detection")
-    prepared(folder)
-    return folder
-
-
-@pytest.fixture
-def folder(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setattr(Measured, "load", lambda self, config: Seer(QUALITY[self.name]))
-    return Path(shutil.copytree(made, tmp_path / "data"))
 
 
 def evaluated(config: Config, runner: Any = None, *, force: bool = False) -> dict[str, Any]:
@@ -149,10 +134,10 @@ def test_lvis_by_hand(folder: Path) -> None:
 
 
 @pytest.mark.slow
-def test_published_models_are_rows_of_the_same_table(made: Path, tmp_path: Path) -> None:
+def test_published_models_are_rows_of_the_same_table(squares_made: Path, tmp_path: Path) -> None:
     import tiny_checkpoints
 
-    folder = Path(shutil.copytree(made, tmp_path / "data"))
+    folder = Path(shutil.copytree(squares_made, tmp_path / "data"))
     tiny_checkpoints.write("clip", tmp_path / "clip")
     config = config_of(folder, boxes="both")
     baselines = [{"weights": str(tmp_path / "clip"), "regions": r} for r in ("dense", "crops")]

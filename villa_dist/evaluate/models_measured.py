@@ -74,6 +74,12 @@ def rows(config: Config) -> list[Measured]:
     return [*map(Measured, claims.jobs(config)), *(Measured(b.row, b) for b in config.evaluate.baselines)]
 
 
+def for_worker(row: Measured, config: Config) -> tuple[Config, RegionVLM]:
+    """(the config with this model in it, the model), in a worker of a stage."""
+    torch.set_num_threads(config.regions.threads)
+    return row.config(config), row.load(config)
+
+
 def encode(vlm: RegionVLM, texts: Sequence[str], dtype: str = "fp32") -> np.ndarray:
     """T x D float32: each distinct text is embedded once, so equal texts have equal embeddings."""
     distinct = list(dict.fromkeys(texts))

@@ -9,7 +9,6 @@ from collections.abc import Sequence
 
 import numpy as np
 import pyarrow as pa
-import torch
 from jaxtyping import Float
 
 from shards import sidecar
@@ -20,7 +19,7 @@ from shards.reader import BaseShard
 from shards.store import Store
 from villa_dist.evaluate.errors import EvaluationError
 from villa_dist.evaluate.fine_grained import phrase_ranks, phrase_scores
-from villa_dist.evaluate.models_measured import encode
+from villa_dist.evaluate.models_measured import encode, for_worker
 from villa_dist.evaluate.phrases import UNKNOWN, AskedBoxes, PhraseBox
 from villa_dist.observe import Timers
 from villa_dist.regions.boxes import clip, large_enough
@@ -40,10 +39,7 @@ class PhrasesStage:
 
     def __init__(self, request: StageRequest) -> None:
         self.request = request
-        torch.set_num_threads(request.config.regions.threads)
-        row = request.params["model"]
-        self.config = row.config(request.config)
-        self.model = row.load(request.config)
+        self.config, self.model = for_worker(request.params["model"], request.config)
         self.ahead = ReadAhead(StageFolder(request.dataset, "base"))
         self.boxes = AskedBoxes(Store(request.run), request.params["boxes"])
 

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 import pyarrow as pa
-import torch
 from torch import Tensor
 
 from shards.commit import Marker, StageFolder
 from shards.decode import DecodeError, decode_json, sample_text
 from shards.errors import ShardError
-from villa_dist.evaluate.models_measured import encode_whole
+from villa_dist.evaluate.models_measured import encode_whole, for_worker
 from villa_dist.evaluate.whole import text_number
 from villa_dist.observe import Timers
 from villa_dist.stages.base import StageRequest, write_sidecar
@@ -22,13 +21,9 @@ class WholeStage:
     """params: model, a `Measured`; field, of a sample's .json, that names its class, or None."""
 
     def __init__(self, request: StageRequest) -> None:
-        self.request = request
-        torch.set_num_threads(request.config.regions.threads)
-        row = request.params["model"]
-        self.config = row.config(request.config)
-        self.model = row.load(request.config)
+        self.request, self.field = request, request.params["field"]
+        self.config, self.model = for_worker(request.params["model"], request.config)
         self.ahead = ReadAhead(StageFolder(request.dataset, "base"))
-        self.field = request.params["field"]
 
     def read_ahead(self, shard: str) -> None:
         self.ahead.begin(shard)
