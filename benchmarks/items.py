@@ -28,7 +28,7 @@ def main() -> None:
         start = time.process_time()
         found = r_precision(region, attribute, truth)
         measured = time.process_time()
-        items.of_model("", found, region, attribute, truth, image, images)
+        items.of_model("", found, [(region, truth, image)], attribute, images)
         kept = time.process_time()
         print(
             f"{regions:,} regions, {attributes} attributes, {items.RESAMPLES} resamples: "

@@ -213,7 +213,7 @@ def model_figures(config: Config, job: str, far: float, seed: int) -> dict[str, 
     attribute = np.eye(attributes)
     found = r_precision(region, attribute, truth)
     places = np.repeat(np.arange(len(image)), image)
-    kept = items.of_model(assemble.task(config, "test"), found, region, attribute, truth, places, len(image))
+    kept = items.of_model(assemble.task(config, "test"), found, [(region, truth, places)], attribute, len(image))
     items.write(Store(config.run), "test", job, kept)
     figures = {"a2r": round(100 * found.a2r, 2), "r2a": round(100 * found.r2a, 2), "regions": len(region)}
     return {**figures, **assemble.intervals(kept)}

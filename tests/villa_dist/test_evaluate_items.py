@@ -13,8 +13,9 @@ from shards.errors import ShardError
 from shards.store import Store
 from villa_dist.evaluate import items
 from villa_dist.evaluate.bootstrap import mapping_sums
+from villa_dist.evaluate.figures import interval_of
 from villa_dist.evaluate.mapping_quality import Counts
-from villa_dist.evaluate.retrieval import precision_at_relevant, r_precision
+from villa_dist.evaluate.retrieval import precision_at_relevant, r_precision, similarity
 
 
 @given(seed=st.integers(0, 2**32 - 1), regions=st.integers(1, 30), levels=st.integers(1, 12))
@@ -44,28 +45,46 @@ def made_up(seed: int = 0, images: int = 9) -> tuple[np.ndarray, np.ndarray, np.
 
 def test_draws_are_r_precision_of_the_resampled_split(monkeypatch: pytest.MonkeyPatch) -> None:
     region, attribute, truth, image = made_up()
-    drawn = items.retrieval_draws(region, attribute, truth, image, 9, 200)
+    score = similarity(region, attribute)
+    drawn = items.a2r_draws(score, truth, image, 9, 200)
+    assert drawn is not None
     weights = np.concatenate(list(items.weight_blocks(9, 200, 0)))
     for b in (0, 7, 199):
         copies = np.repeat(np.arange(40), weights[b][image])
-        whole = r_precision(region[copies], attribute, truth[copies])
-        assert drawn["a2r"][b] == pytest.approx(100 * whole.a2r) and drawn["r2a"][b] == pytest.approx(100 * whole.r2a)
+        assert drawn[b] == pytest.approx(100 * r_precision(region[copies], attribute, truth[copies]).a2r)
     monkeypatch.setattr(items, "CELLS", 90)  # the draws do not depend on how many are held at a time
-    again = items.retrieval_draws(region, attribute, truth, image, 9, 200)
-    np.testing.assert_array_equal(again["a2r"], drawn["a2r"])
-    np.testing.assert_allclose(again["r2a"], drawn["r2a"], atol=1e-9)
+    again = items.a2r_draws(score, truth, image, 9, 200)
+    assert again is not None
+    np.testing.assert_array_equal(again, drawn)
 
 
 def test_what_would_take_too_long_has_no_interval(monkeypatch: pytest.MonkeyPatch) -> None:
     region, attribute, truth, image = made_up()
     monkeypatch.setattr(items, "WORK", 99 * truth.size)
-    assert list(items.retrieval_draws(region, attribute, truth, image, 9)) == ["r2a"]
+    kept = items.of_model("t", r_precision(region, attribute, truth), [(region, truth, image)], attribute, 9)
+    assert list(kept.draws) == ["r2a"] and kept.ranking is not None
+
+
+def test_chunks_do_not_matter(monkeypatch: pytest.MonkeyPatch) -> None:
+    region, attribute, truth, image = made_up()
+    found = r_precision(region, attribute, truth)
+    whole = items.of_model("t", found, [(region, truth, image)], attribute, 9)
+    monkeypatch.setattr(items, "CELLS", 40)  # six or seven regions at a time
+    parts = [(region[p], truth[p], image[p]) for p in (image < 2, image == 2, image == 3, image > 3)]
+    cut = items.of_model("t", found, parts, attribute, 9)
+    assert whole.ranking is not None and cut.ranking is not None
+    for mine, theirs in ((whole.ranking, cut.ranking), (whole, cut)):
+        for name in ("image", "box", "score", "right") if mine is whole.ranking else ("relevant", "by_attribute"):
+            np.testing.assert_array_equal(getattr(mine, name), getattr(theirs, name))
+    for metric in ("a2r", "r2a"):
+        np.testing.assert_array_equal(whole.draws[metric], cut.draws[metric])
+    assert whole.draws["r2a"][0] == pytest.approx(100 * found.r2a)
 
 
 def test_the_ranking_is_of_the_best_regions_with_their_places() -> None:
     region, attribute, truth, image = made_up()
     found = r_precision(region, attribute, truth)
-    kept = items.of_model("t", found, region, attribute, truth, image, 9)
+    kept = items.of_model("t", found, [(region, truth, image)], attribute, 9)
     assert kept.draws["a2r"][0] == 100 * found.a2r and len(kept.draws["a2r"]) == items.RESAMPLES + 1
     best = kept.ranking
     assert best is not None and best.attribute.tolist() == [0, 1, 2, 3, 4] and best.score.shape == (5, items.TOP)
@@ -87,13 +106,13 @@ def test_the_mappings_draws_are_of_its_counts() -> None:
     ]
     drawn = items.mapping_draws(mapping_sums(counts))
     assert {n: round(float(d[0]), 4) for n, d in drawn.items()} == {"precision": 70.0, "recall": 70.0, "f1": 70.0}
-    low, high = items.low_high(drawn["f1"]) or (0.0, 0.0)
+    low, high = interval_of(drawn["f1"], 1.0) or (0.0, 0.0)
     assert low < 70 < high
 
 
 def test_kept_items_are_read_as_written(tmp_path: Path) -> None:
     region, attribute, truth, image = made_up()
-    kept = items.of_model("task", r_precision(region, attribute, truth), region, attribute, truth, image, 9)
+    kept = items.of_model("task", r_precision(region, attribute, truth), [(region, truth, image)], attribute, 9)
     store = Store(str(tmp_path))
     assert items.read(store, "test", "villa") is None
     items.write(store, "test", "villa", kept)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -17,8 +18,10 @@ from villa_dist.attributes import vocabulary
 from villa_dist.config import Config
 from villa_dist.evaluate import items
 from villa_dist.evaluate.bootstrap import mapping_sums
+from villa_dist.evaluate.figures import interval_of
 from villa_dist.evaluate.mapping_quality import Counts, compare
-from villa_dist.evaluate.retrieval import r_precision
+from villa_dist.evaluate.streaming import streamed_r_precision
+from villa_dist.evaluate.whole import vectors
 from villa_dist.train.jobs import attribute_embeddings, model_folder
 from villa_dist.types import RegionAttributePairs
 
@@ -26,24 +29,23 @@ EMBEDDED = pa.schema([("row", pa.int32())])
 
 
 def retrieval(config: Config, split: str, job: str) -> dict[str, Any]:
-    """R-Precision of a model on the true regions of a split, in percent: a2r, r2a, and a2r by attribute group."""
+    """R-Precision of a model on the true regions of a split, in percent: a2r, r2a, and a2r by attribute group. One shard
+    at a time is in memory."""
     words = vocabulary.read(Store(config.run))
     folder = StageFolder(f"{config.run}/{split}", f"evaluate-{job}")
-    parts, truths, places = [], [], []
     base = manifest.read(StageFolder(f"{config.run}/{split}", "base"))
-    first = 0  # image of the shard
-    for shard, samples in zip(base.shards, base.samples, strict=True):
-        table = read_sidecar(folder, shard, EMBEDDED)
-        column = table["embedding"].combine_chunks()
-        column = column.chunk(0) if isinstance(column, pa.ChunkedArray) else column
-        parts.append(column.flatten().to_numpy().reshape(len(table), -1))
-        truths.append(truth_matrix(config, split, shard, len(words)))
-        places.append(first + table["row"].to_numpy().astype(np.int64))
-        first += samples
-    region, truth, image = np.concatenate(parts), np.concatenate(truths), np.concatenate(places)
+
+    def chunks() -> Iterator[items.Regions]:
+        first = 0  # image of the shard
+        for shard, samples in zip(base.shards, base.samples, strict=True):
+            table = read_sidecar(folder, shard, EMBEDDED)
+            truth = truth_matrix(config, split, shard, len(words))
+            yield vectors(table, "embedding"), truth, first + table["row"].to_numpy().astype(np.int64)
+            first += samples
+
     attribute = attribute_embeddings(models.load_vlm(model_folder(config, job)), words).numpy()
-    found = r_precision(region, attribute, truth)
-    kept = items.of_model(task(config, split), found, region, attribute, truth, image, base.total)
+    found = streamed_r_precision(lambda: ((region, truth) for region, truth, _ in chunks()), attribute)
+    kept = items.of_model(task(config, split), found, chunks(), attribute, base.total)
     items.write(Store(config.run), split, job, kept)
     groups = np.array(words.groups)
     return {
@@ -51,7 +53,7 @@ def retrieval(config: Config, split: str, job: str) -> dict[str, Any]:
         "a2r": percent(found.a2r),
         "r2a": percent(found.r2a),
         "a2r_by_group": {g: percent(float(np.nanmean(found.by_attribute[groups == g]))) for g in dict.fromkeys(groups)},
-        "regions": len(region),
+        "regions": int(sum(folder.marker(s).counts["regions"] for s in base.shards)),
     }
 
 
@@ -63,7 +65,7 @@ def task(config: Config, split: str) -> str:
 
 def intervals(kept: items.Items) -> dict[str, list[float]]:
     """`<metric>_interval` of each metric that has one, in percent."""
-    found = {f"{name}_interval": items.low_high(draws) for name, draws in kept.draws.items()}
+    found = {f"{name}_interval": interval_of(draws, 1.0) for name, draws in kept.draws.items()}
     return {name: value for name, value in found.items() if value is not None}
 
 

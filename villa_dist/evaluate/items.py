@@ -12,7 +12,7 @@ from __future__ import annotations
 import io
 import zipfile
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, fields
 
 import numpy as np
@@ -20,8 +20,7 @@ from jaxtyping import Bool, Float, Int
 
 from shards.errors import ShardError
 from shards.store import Store
-from villa_dist.evaluate.bootstrap import Value, f1, image_weights, interval, per_image, ratio
-from villa_dist.evaluate.errors import EvaluationError
+from villa_dist.evaluate.bootstrap import f1, image_weights, per_image, ratio, resampled
 from villa_dist.evaluate.retrieval import Retrieval, precision_at_relevant, similarity
 
 FOLDER = "evaluated"
@@ -31,6 +30,7 @@ CELLS = 2**22  # resamples x regions in memory at a time
 WORK = 2**32  # resamples x regions x attributes at most, about a minute of a core
 TOP = 16  # regions kept of each attribute's ranking
 MOST_ATTRIBUTES = 2000  # whose rankings are kept
+Regions = tuple[Float[np.ndarray, "R D"], Bool[np.ndarray, "R A"], Int[np.ndarray, " R"]]  # unit vectors, truth, image
 DRAWS, RANKING = "draws/", "ranking/"
 
 
@@ -44,6 +44,41 @@ class Ranking:
     box: Int[np.ndarray, "Q K"]
     score: Float[np.ndarray, "Q K"]
     right: Bool[np.ndarray, "Q K"]
+
+    @classmethod
+    def empty(cls, attributes: int) -> Ranking:
+        none = np.zeros((attributes, 0))
+        whole = none.astype(np.int64)
+        return cls(np.arange(attributes), whole, whole, none, none.astype(bool))
+
+    def with_regions(
+        self,
+        score: Float[np.ndarray, "R Q"],
+        right: Bool[np.ndarray, "R Q"],
+        image: Int[np.ndarray, " R"],
+        box: Int[np.ndarray, " R"],
+    ) -> Ranking:
+        """The TOP best of these and more regions; of equal scores those that came first."""
+        every = np.concatenate([self.score, score.T], 1)
+        order = np.argsort(-every, axis=1, kind="stable")[:, :TOP]
+
+        def best(mine: np.ndarray, new: np.ndarray) -> np.ndarray:
+            taken: np.ndarray = np.take_along_axis(
+                np.concatenate([mine, np.broadcast_to(new, score.T.shape)], 1), order, 1
+            )
+            return taken
+
+        return Ranking(
+            self.attribute,
+            best(self.image, image),
+            best(self.box, box),
+            best(self.score, score.T),
+            best(self.right, right.T),
+        )
+
+    def of(self, attributes: Int[np.ndarray, " q"]) -> Ranking:
+        """Of these attributes alone."""
+        return Ranking(**{f.name: getattr(self, f.name)[attributes] for f in fields(self)})
 
 
 @dataclass(frozen=True)
@@ -114,108 +149,70 @@ def _at_cut(
     return np.divide(hits, n_B, out=np.full(len(weights), np.nan), where=n_B > 0)
 
 
-def retrieval_draws(
-    region: Float[np.ndarray, "R D"],
-    attribute: Float[np.ndarray, "A D"],
+def a2r_draws(
+    score: Float[np.ndarray, "R A"],
     truth: Bool[np.ndarray, "R A"],
     image: Int[np.ndarray, " R"],
     images: int,
     resamples: int = RESAMPLES,
-) -> dict[str, Float[np.ndarray, " B"]]:
-    """a2r and r2a, in percent, under each resample of the images. A metric whose resamples would take too long is left out.
-
-    image: of each region. Raises: EvaluationError.
-    """
-    found: dict[str, Float[np.ndarray, " B"]] = {}
-    by_region = [
-        precision_at_relevant(similarity(region[i : i + 4096], attribute), truth[i : i + 4096])
-        for i in range(0, len(region), 4096)
-    ]
-    sums_I2 = per_image(np.concatenate([np.zeros(0), *by_region]), image, images)
-    found["r2a"] = resampled(sums_I2, ratio, resamples)
+) -> Float[np.ndarray, " B"] | None:
+    """Macro mean of `weighted_precision` over the attributes that occur, in percent, under each resample of the images; None
+    where it would take too long. image: of each region."""
     possible = min(resamples, WORK // max(1, truth.size))
     if possible < FEWEST:
-        return found
+        return None
     total, known = np.zeros((2, possible))
     for a in np.flatnonzero(truth.any(0)):
-        score = similarity(attribute[a : a + 1], region)[0]
-        parts = [
-            weighted_precision(score, truth[:, a], image, block)
-            for block in weight_blocks(images, possible, len(region))
-        ]
-        values = np.concatenate(parts)
+        blocks = weight_blocks(images, possible, len(score))
+        values = np.concatenate([weighted_precision(score[:, a], truth[:, a], image, block) for block in blocks])
         total += np.nan_to_num(values)
         known += ~np.isnan(values)
-    found["a2r"] = 100.0 * np.divide(total, known, out=np.full(possible, np.nan), where=known > 0)
-    return found
-
-
-def resampled(sums: Float[np.ndarray, "I S"], value: Value, resamples: int = RESAMPLES) -> Float[np.ndarray, " B"]:
-    """A metric of sums over images (`bootstrap`), in percent, under each resample."""
-    parts = [value(block @ sums) for block in weight_blocks(len(sums), resamples, 0)]
-    return 100.0 * np.concatenate([np.zeros(0), *parts])
+    return 100.0 * np.divide(total, known, out=np.full(possible, np.nan), where=known > 0)
 
 
 def mapping_draws(sums: Float[np.ndarray, "I 3"]) -> dict[str, Float[np.ndarray, " B1"]]:
     """precision, recall and F1 of `bootstrap.mapping_sums`, in percent, as they are and under each resample."""
-    right, wrong, missed = sums.T
+    right, wrong, missed = resampled(sums, RESAMPLES).T
     parts = {
-        "precision": (np.stack([right, right + wrong], 1), ratio),
-        "recall": (np.stack([right, right + missed], 1), ratio),
-        "f1": (sums, f1),
+        "precision": ratio(np.stack([right, right + wrong], 1)),
+        "recall": ratio(np.stack([right, right + missed], 1)),
+        "f1": f1(np.stack([right, wrong, missed], 1)),
     }
-    return {
-        name: np.concatenate([100.0 * value(some.sum(0)[None]), resampled(some, value)])
-        for name, (some, value) in parts.items()
-    }
+    return {name: 100.0 * values for name, values in parts.items()}
 
 
 def of_model(
-    task: str,
-    found: Retrieval,
-    region: Float[np.ndarray, "R D"],
-    attribute: Float[np.ndarray, "A D"],
-    truth: Bool[np.ndarray, "R A"],
-    image: Int[np.ndarray, " R"],
-    images: int,
+    task: str, found: Retrieval, chunks: Iterable[Regions], attribute: Float[np.ndarray, "A D"], images: int
 ) -> Items:
-    """Everything that is kept of a model. Regions of an image stand together, in the order of its boxes."""
-    drawn = retrieval_draws(region, attribute, truth, image, images) if len(region) else {}
-    whole = {"a2r": found.a2r, "r2a": found.r2a}
-    draws = {name: np.concatenate([[100.0 * whole[name]], values]) for name, values in drawn.items()}
-    by_attribute = 100.0 * found.by_attribute
-    return Items(task, draws, by_attribute, truth.sum(0), ranking(region, attribute, truth, image))
+    """Everything that is kept of a model, in one pass. Scores are held only where they are few enough to be drawn from.
 
-
-def ranking(
-    region: Float[np.ndarray, "R D"],
-    attribute: Float[np.ndarray, "A D"],
-    truth: Bool[np.ndarray, "R A"],
-    image: Int[np.ndarray, " R"],
-) -> Ranking:
-    """The TOP best regions of each attribute that occurs, of the most frequent ones where there are very many."""
-    relevant = truth.sum(0)
+    chunks: all regions, those of an image together in the order of its boxes, and in one chunk. Raises: EvaluationError.
+    """
+    precision, image_of, held, true = [np.zeros(0)], [np.zeros(0, np.int64)], [], []
+    relevant, cells = np.zeros(len(attribute), np.int64), 0
+    best = Ranking.empty(len(attribute))
+    for region, truth, image in chunks:
+        box = np.arange(len(region)) - np.searchsorted(image, image)
+        for i in range(0, len(region), max(1, CELLS // len(attribute))):
+            rows = slice(i, i + max(1, CELLS // len(attribute)))
+            score = similarity(region[rows], attribute)
+            precision.append(precision_at_relevant(score, truth[rows]))
+            image_of.append(image[rows])
+            best = best.with_regions(score, truth[rows], image[rows], box[rows])
+            cells += score.size
+            if cells * FEWEST <= WORK:
+                held.append(score)
+                true.append(truth[rows])
+        relevant += truth.sum(0)
+    whole_image = np.concatenate(image_of)
+    by_image = per_image(np.concatenate(precision), whole_image, images)
+    draws = {"r2a": 100.0 * ratio(resampled(by_image, RESAMPLES))}
+    if held and cells * FEWEST <= WORK:
+        drawn = a2r_draws(np.concatenate(held), np.concatenate(true), whole_image, images)
+        if drawn is not None:
+            draws["a2r"] = np.concatenate([[100.0 * found.a2r], drawn])
     often = np.argsort(-relevant, kind="stable")[:MOST_ATTRIBUTES]
-    chosen = np.sort(often[relevant[often] > 0])
-    depth = min(TOP, len(region))
-    best, score = np.zeros((len(chosen), depth), np.int64), np.zeros((len(chosen), depth), np.float32)
-    for row, a in enumerate(chosen):
-        scores = similarity(attribute[a : a + 1], region)[0]
-        best[row] = np.argsort(-scores, kind="stable")[:depth]
-        score[row] = scores[best[row]]
-    box = np.arange(len(region)) - np.searchsorted(image, image)
-    return Ranking(chosen, image[best], box[best], score, truth[best, chosen[:, None]])
-
-
-def low_high(draws: Float[np.ndarray, " B1"]) -> list[float] | None:
-    """The interval of 95 % of the resamples; None where the figure is undefined on most of them."""
-    if len(draws) < 2 or not np.isfinite(draws[0]):
-        return None
-    try:
-        found = interval(0.0, float(draws[0]), draws[1:])
-    except EvaluationError:
-        return None
-    return [round(found.low, 2), round(found.high, 2)]
+    return Items(task, draws, 100.0 * found.by_attribute, relevant, best.of(np.sort(often[relevant[often] > 0])))
 
 
 def name_of(split: str, what: str) -> str:

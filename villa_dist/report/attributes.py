@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from villa_dist.evaluate.items import Items, low_high
+from villa_dist.evaluate.figures import interval_of
+from villa_dist.evaluate.items import Items
 from villa_dist.names import TITLES
 from villa_dist.report.text import number, signed
 
@@ -77,5 +78,5 @@ def paired(first: Items | None, second: Items | None, metric: str) -> Paired | N
     one, two = first.draws.get(metric), second.draws.get(metric)
     if one is None or two is None or len(one) != len(two):
         return None
-    found = low_high(two - one)
+    found = interval_of(two - one, 1.0)
     return Paired(float(two[0] - one[0]), found[0], found[1]) if found else None

@@ -20,6 +20,7 @@ from jaxtyping import Float
 from shards.errors import ShardError, VillaError
 from shards.store import Store
 from villa_dist.evaluate import items
+from villa_dist.evaluate.figures import interval_of
 from villa_dist.names import VLMS
 from villa_dist.report.text import between, figure, number, signed
 
@@ -204,7 +205,7 @@ def difference(name: str, first: Metric, second: Metric) -> Difference:
     value = second.value - first.value
     one, two = first.draws, second.draws
     if one is not None and two is not None and first.task == second.task and len(one) == len(two):
-        span = items.low_high(two - one)
+        span = interval_of(two - one, 1.0)
         if span:
             return Difference(name, first, second, value, span[0], span[1], True)
     if first.interval is None and second.interval is None:

@@ -34,6 +34,7 @@ from villa_dist.names import JOBS, METRICS, VLMS
 from villa_dist.report import attributes, card, confusion, drift, gallery, plots, provenance, tables, text
 from villa_dist.report.baseline import RESULTS, read_results
 from villa_dist.report.detection import detection_tables, sentence
+from villa_dist.report.evaluation import evaluation_tables, sentences
 from villa_dist.report.explorer import explore
 from villa_dist.report.scan import scan
 from villa_dist.report.summary import summary
@@ -70,7 +71,7 @@ def render(config: Config) -> str:
     refused = tables.refusals(config.run)
     kept = read_items(store, results)
     measured = tables.by_split(results, kept)
-    detection = detection_tables(results)
+    detection, evaluation = detection_tables(results), evaluation_tables(results)
     images = results.get("images") or {row.split: row.samples for row in profile if row.folder == "base"}
     split = gallery.split_of(config)
     words = card.read_vocabulary(config.run)
@@ -82,8 +83,13 @@ def render(config: Config) -> str:
             title=PurePosixPath(store.path()).name or store.path(),
             run=store.path(),
             version=__version__,
-            summary=[*sentence(detection), *summary(measured, images, refused)[not measured and bool(detection) :]],
+            summary=[
+                *sentence(detection),
+                *summary(measured, images, refused)[not measured and bool(detection or evaluation) :],
+                *sentences(evaluation),
+            ],
             detection=detection,
+            evaluation=evaluation,
             facts=facts(config, images, measured),
             measured=measured,
             intervals=any(row.a2r.interval or row.r2a.interval for m in measured for row in m.rows),

@@ -29,7 +29,7 @@ STAGES = {
     "evaluate-ground_truth": "evaluate, ground truth",
     "boxes": "known boxes",
 }
-DETECT = "detect-"
+BY_MODEL = ("detect", "whole", "phrases")  # stages with a folder a model, such as detect-villa
 MOST_EXAMPLES = 20
 MIN_GAP = 0.5  # points; a share of a smaller gap says more about noise than about the method
 
@@ -188,8 +188,8 @@ def profile(run: str) -> list[StageRow]:
     """Every stage that has committed a shard, split by split."""
     rows = []
     for split in SPLITS:
-        detect = [f for f in Store(f"{run}/{split}").folders() if f.startswith(DETECT)]
-        for folder, stage in {**STAGES, **{f: f"detect, {_model(f)}" for f in sorted(detect)}}.items():
+        by_model = [f for f in Store(f"{run}/{split}").folders() if f.partition("-")[0] in BY_MODEL]
+        for folder, stage in {**STAGES, **{f: _by_model(f) for f in sorted(by_model)}}.items():
             shards = samples = 0
             seconds: dict[str, float] = {}
             counts: dict[str, float] = {}
@@ -209,9 +209,9 @@ def _of_quality(name: str) -> bool:
     return ":" in name or any(name in parts for measure, parts in quality.PARTS.items() if measure != "empty")
 
 
-def _model(folder: str) -> str:
-    name = folder.removeprefix(DETECT)
-    return TITLES.get(name, name)
+def _by_model(folder: str) -> str:
+    stage, _, name = folder.partition("-")
+    return f"{stage}, {TITLES.get(name, name)}"
 
 
 def _add(total: dict[str, float], more: Mapping[str, float]) -> None:
