@@ -30,7 +30,7 @@ EMBEDDED = pa.schema([("row", pa.int32())])
 
 def retrieval(config: Config, split: str, job: str) -> dict[str, Any]:
     """R-Precision of a model on the true regions of a split, in percent: a2r, r2a, and a2r by attribute group. One shard
-    at a time is in memory."""
+    at a time is in memory, and the scores where they are few enough for an interval (`items.WORK`)."""
     words = vocabulary.read(Store(config.run))
     folder = StageFolder(f"{config.run}/{split}", f"evaluate-{job}")
     base = manifest.read(StageFolder(f"{config.run}/{split}", "base"))
@@ -66,7 +66,7 @@ def task(config: Config, split: str) -> str:
 def intervals(kept: items.Items) -> dict[str, list[float]]:
     """`<metric>_interval` of each metric that has one, in percent."""
     found = {f"{name}_interval": interval_of(draws, 1.0) for name, draws in kept.draws.items()}
-    return {name: value for name, value in found.items() if value is not None}
+    return {name: [round(v, 2) for v in value] for name, value in found.items() if value is not None}
 
 
 def truth_matrix(config: Config, split: str, shard: str, attributes: int) -> np.ndarray:
