@@ -116,8 +116,10 @@ def label_of(
     left_out = int((label == NONE).sum())
     if left_out:
         warnings.append(f"{left_out} of {len(label)} images have none of the classes and do not count")
-    for n in np.setdiff1d(np.arange(len(names)), label):
-        warnings.append(f"no image has the class {names[n]!r}; it competes, and no precision counts it")
+    absent = [names[n] for n in np.setdiff1d(np.arange(len(names)), label)]
+    if absent:
+        said = ", ".join(map(repr, absent))
+        warnings.append(f"{len(absent)} of {len(names)} classes have no image ({said}); no precision counts them")
     return label, warnings
 
 
