@@ -46,6 +46,8 @@ def class_prompts(wanted: ClassTextsConfig) -> dict[str, list[str]]:
         raise EvaluationError(f"{place}: prompts must be a mapping of two or more classes, each to a list of prompts")
     found = {}
     for name, said in given.items():
+        if not isinstance(name, str | int) or isinstance(name, bool):
+            raise EvaluationError(f"{place}: a class is called {name!r}; YAML reads some words so, quote them")
         prompts = [said] if isinstance(said, str) else said
         if not isinstance(prompts, list) or not all(isinstance(p, str) and p.strip() for p in prompts):
             raise EvaluationError(f"{place}: prompts of {name!r} are {str(said)[:80]}; a list of texts is needed")
