@@ -24,7 +24,7 @@ SMALL = [
     "runner=local",
     "evaluate.bootstrap=20",
     "regions.top_k=8",
-    *(f"{job}.{s}" for job in ("pretrain", "train", "mapping.fit") for s in ("steps=2", "batch_images=8")),
+    *(f"{job}.{s}" for job in ("pretrain", "train", "mapping.fit") for s in ("steps=2", "batch_images=8", "workers=1")),
 ]
 CONV = ["model.image.width=8", "model.text.buckets=256"]
 

@@ -86,7 +86,7 @@ def test_images_and_rows_without_the_other_are_counted(folder: Path) -> None:
     said = " ".join(found["warnings"])
     assert f"1 of {len(numbers) - 2} rows of {place} have no sample here" in said
     assert f"{len(TEST) - len(numbers) + 3} of {len(TEST)} images have none of the classes" in said
-    assert "no image has the class 'lilac'" in said and found["classes"]["lilac"] == 0
+    assert "1 of 4 classes have no image ('lilac')" in said and found["classes"]["lilac"] == 0
 
 
 @pytest.mark.parametrize(
@@ -96,6 +96,7 @@ def test_images_and_rows_without_the_other_are_counted(folder: Path) -> None:
         ({"prompts": "bad.yaml"}, "bad.yaml is no JSON or YAML"),
         ({"prompts": "list.yaml"}, "list.yaml: prompts must be a mapping of two or more classes"),
         ({"prompts": {"red": [""], "green": []}}, "prompts of 'red' are"),
+        ({"prompts": "bool.yaml"}, "a class is called False; YAML reads some words so"),
         ({"labels": "nowhere.csv", "field": None}, "nowhere.csv: cannot be read"),
         ({"labels": "labels.csv", "field": None}, "no column 'key'; it has Path"),
         ({"labels": "labels.csv", "field": None, "key": "Path", "prompts": {"red": [], "grean": []}}, "mean 'green'"),
@@ -112,6 +113,7 @@ def test_mistakes_in_classes_are_named(folder: Path, change: dict[str, Any], sai
     labels_file(folder, [n for n in TEST if squares(n)[2]])
     (folder / "bad.yaml").write_text("{")
     (folder / "list.yaml").write_text("[red]")
+    (folder / "bool.yaml").write_text("{no: [], yes: []}")
     (folder / "others.csv").write_text("Path,red,green,blue\nx.png,1,0,0\n")
     (folder / "empty.csv").write_text("Path,red,green,blue\n")
     given = {"prompts": PROMPTS, "field": "first"} | change

@@ -19,12 +19,16 @@ from detection_run import (
     questions,
     squares,
 )
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
 
 from shards.errors import StaleStageError, VillaError
+from shards.sources.names import safe_key
+from shards.store import Store
 from villa_dist.evaluate.errors import EvaluationError
 from villa_dist.evaluate.image_names import ImageNames
-from villa_dist.evaluate.phrases import read_phrases
+from villa_dist.evaluate.phrases import AskedBoxes, put_phrases, read_phrases
 from villa_dist.report.build import render
 
 
@@ -151,3 +155,37 @@ def test_boxes_of_fg_ovd_fit_the_photos(shared_data: Path) -> None:
             assert at is not None
             with Image.open(shared_data / "natural/images" / names.paths[at]) as image:
                 assert image.size == (row.width, row.height)
+
+
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers(-(2**70), 2**70) | st.floats() | st.text(max_size=4) | st.just("\ud800"),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=3), inner, max_size=3),
+    max_leaves=6,
+)
+FIELDS = ("img_path", "bbox", "pos_expression", "neg_expression", "width", "height", "image_id")
+
+
+@given(change=st.dictionaries(st.sampled_from(FIELDS), VALUES, min_size=1, max_size=2))
+def test_any_row_is_read_whole_or_refused(change: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> None:
+    """What is read goes to the workers and comes back as it is."""
+    place = tmp_path_factory.mktemp("rows")
+    path = place / "rows.jsonl"
+    path.write_text(json.dumps(question(1, [1, 1, 9, 9], "red") | change) + "\n")
+    try:
+        rows = read_phrases(path, subset="hard")
+    except EvaluationError as error:
+        assert "rows.jsonl" in str(error)
+        return
+    store = Store(str(place))
+    assert AskedBoxes(store, put_phrases(store, rows)).rows == list(rows)
+
+
+PARTS = st.lists(st.text(st.characters(blacklist_characters="/", blacklist_categories=["Cs"]), min_size=1), min_size=1)
+
+
+@given(parts=PARTS.filter(lambda p: p[0].strip("/") and p[-1].strip("/")), above=PARTS, cut=st.integers(0, 3))
+def test_a_path_is_found_by_the_key_that_packing_makes_of_it(parts: list[str], above: list[str], cut: int) -> None:
+    names = ImageNames(["/".join(parts) + ".jpg", "never/asked.png"])
+    key = [safe_key(part) for part in parts]
+    assert names.find("/".join(key[min(cut, len(key) - 1) :])) == 0
+    assert names.find("/".join([*(safe_key(a) for a in above), *key])) == 0

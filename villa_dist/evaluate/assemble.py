@@ -52,7 +52,7 @@ def retrieval(config: Config, split: str, job: str) -> dict[str, Any]:
         **intervals(kept),
         "a2r": percent(found.a2r),
         "r2a": percent(found.r2a),
-        "a2r_by_group": {g: percent(float(np.nanmean(found.by_attribute[groups == g]))) for g in dict.fromkeys(groups)},
+        "a2r_by_group": {g: _mean(found.by_attribute[groups == g]) for g in dict.fromkeys(groups)},
         "regions": int(sum(folder.marker(s).counts["regions"] for s in base.shards)),
     }
 
@@ -117,6 +117,12 @@ def mapping(config: Config, split: str) -> dict[str, Any]:
     kept = items.Items(task(config, split), items.mapping_draws(mapping_sums(images)))
     items.write(Store(config.run), split, "mapping", kept)
     return {**intervals(kept), **{k: percent(v) for k, v in every.items()}, "f1_by_group": by_group, "pairs": pairs}
+
+
+def _mean(values: np.ndarray) -> float | None:
+    """In percent; None where no attribute of a group occurs."""
+    known = values[~np.isnan(values)]
+    return percent(float(known.mean())) if len(known) else None
 
 
 def percent(value: float) -> float:

@@ -46,6 +46,8 @@ def class_prompts(wanted: ClassTextsConfig) -> dict[str, list[str]]:
         raise EvaluationError(f"{place}: prompts must be a mapping of two or more classes, each to a list of prompts")
     found = {}
     for name, said in given.items():
+        if not isinstance(name, str | int) or isinstance(name, bool):
+            raise EvaluationError(f"{place}: a class is called {name!r}; YAML reads some words so, quote them")
         prompts = [said] if isinstance(said, str) else said
         if not isinstance(prompts, list) or not all(isinstance(p, str) and p.strip() for p in prompts):
             raise EvaluationError(f"{place}: prompts of {name!r} are {str(said)[:80]}; a list of texts is needed")
@@ -116,8 +118,10 @@ def label_of(
     left_out = int((label == NONE).sum())
     if left_out:
         warnings.append(f"{left_out} of {len(label)} images have none of the classes and do not count")
-    for n in np.setdiff1d(np.arange(len(names)), label):
-        warnings.append(f"no image has the class {names[n]!r}; it competes, and no precision counts it")
+    absent = [names[n] for n in np.setdiff1d(np.arange(len(names)), label)]
+    if absent:
+        said = ", ".join(map(repr, absent))
+        warnings.append(f"{len(absent)} of {len(names)} classes have no image ({said}); no precision counts them")
     return label, warnings
 
 

@@ -70,7 +70,7 @@ def read_phrases(path: str | Path, *, negatives: int | None = None, subset: str 
     if whole is not None:
         rows = [_checked(row, f"{path}: annotation {n}", negatives, subset) for n, row in enumerate(whole)]
     else:
-        lines = [(n, line) for n, line in enumerate(text.splitlines(), 1) if line.strip()]
+        lines = [(n, line) for n, line in enumerate(text.split("\n"), 1) if line.strip()]
         rows = [_checked(_line(line, f"{path}:{n}"), f"{path}:{n}", negatives, subset) for n, line in lines]
     if not rows:
         raise EvaluationError(f"{path}: no box with phrases in it; give a file of FG-OVD")
@@ -81,7 +81,7 @@ def _coco_like(text: str, path: str) -> list[dict[str, Any]] | None:
     """The annotations as rows like those of JSON lines; None where the file is no single JSON object with annotations."""
     try:
         data = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None  # several lines; what is wrong in one of them is said with its number
     if isinstance(data, Mapping) and "bbox" in data:
         return None
@@ -114,7 +114,7 @@ def _row(a: Mapping[str, Any], images: Mapping[Any, Any], names: Mapping[Any, An
 def _line(line: str, place: str) -> dict[str, Any]:
     try:
         row = json.loads(line)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise EvaluationError(f"{place}: not JSON: {error}") from None
     if not isinstance(row, dict):
         raise EvaluationError(f"{place}: no FG-OVD row: found {type(row).__name__}, an object is needed")
@@ -125,7 +125,7 @@ def _checked(row: Mapping[str, Any], place: str, negatives: int | None, subset: 
     try:
         image, box = row["img_path"], tuple(float(v) for v in row["bbox"])
         positive, negative = row["pos_expression"], row["neg_expression"]
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, OverflowError) as error:
         raise EvaluationError(f"{place}: no FG-OVD row ({type(error).__name__}: {error})") from None
     phrases = [positive] if isinstance(positive, str) else positive
     wanted = negatives or 1
@@ -138,14 +138,29 @@ def _checked(row: Mapping[str, Any], place: str, negatives: int | None, subset: 
     every = (*phrases, *negative[:negatives])
     if not all(isinstance(p, str) and p.strip() for p in every) or len(set(every)) < len(every):
         raise EvaluationError(f"{place}: a phrase is empty or occurs twice")
+    if not all(_is_text(t) for t in (image, *every)):
+        raise EvaluationError(
+            f"{place}: a phrase or the path holds half a surrogate pair; write the file anew as UTF-8"
+        )
     if len(box) != 4 or not np.isfinite(box).all() or min(box[2:]) <= 0:
         raise EvaluationError(f"{place}: box {box} must be x, y, width, height with an area")
     width, height, number = (row.get(k) for k in ("width", "height", "image_id"))
+    for name, value, most in (("width", width, 2**31), ("height", height, 2**31), ("image_id", number, 2**63)):
+        if type(value) is int and not 0 <= value < most:
+            raise EvaluationError(f"{place}: {name} is {value}; it must be from 0 to {most - 1}")
     size = (width, height) if type(width) is int and type(height) is int else (UNKNOWN, UNKNOWN)
     found = PhraseBox(image, box, every, number if type(number) is int else NONE, *size, place, subset)
     if size[0] != UNKNOWN and not _inside(found, *size):
         raise EvaluationError(f"{place}: box {box} lies outside its image of {size[0]}x{size[1]} pixels")
     return found
+
+
+def _is_text(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:  # JSON can escape half a character
+        return False
+    return True
 
 
 def _inside(row: PhraseBox, width: int, height: int) -> bool:
