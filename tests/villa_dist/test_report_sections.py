@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +13,10 @@ import pytest
 from report_run import Page, put
 
 from shards.errors import ShardError
+from shards.store import Store
 from villa_dist.attributes.vocabulary import Vocabulary
 from villa_dist.config import Config
+from villa_dist.evaluate import items
 from villa_dist.evaluate.items import Items
 from villa_dist.mapping import quality
 from villa_dist.report import attributes, card, confusion, drift, explorer, plots, provenance
@@ -225,6 +228,21 @@ def test_provenance_tells_code_config_and_data(page: Page, measured_runs: tuple[
     assert page.row("Report written by")[1].startswith("villa-dist ")
     for name in ("Config", "Images, test", "Vocabulary", "base, test, made with"):
         assert len(page.row(name)[1]) == 16 and int(page.row(name)[1], 16) >= 0
+
+
+def test_what_was_kept_of_other_data_is_left_out(measured_runs: tuple[Config, Config], tmp_path: Path) -> None:
+    """Vocabulary, images or truth made anew since: places and attributes of then mean others now."""
+    shutil.copytree(measured_runs[0].run, tmp_path / "run")
+    config = measured_runs[0].model_copy(update={"run": str(tmp_path / "run")})
+    store = Store(config.run)
+    kept = items.read(store, "test", "villa")
+    assert kept is not None
+    items.write(store, "test", "villa", replace(kept, task="another", relevant=kept.relevant[:3]))
+    (tmp_path / "run" / "evaluated" / "test-one_to_one.npz").unlink()
+    found = Page(Path(build(config)).read_text(encoding="utf-8"))
+    assert "Evaluate again to have it" in found.text and [r["id"] for r in data_of(config.run)["rankings"]] == [
+        "mapping"
+    ]
 
 
 def test_damaged_items_end_the_report_by_name(measured_runs: tuple[Config, Config], tmp_path: Path) -> None:

@@ -29,7 +29,7 @@ from villa_dist import __version__, models
 from villa_dist.attributes.vocabulary import Vocabulary
 from villa_dist.config import Config
 from villa_dist.config_train import OptimConfig
-from villa_dist.evaluate import items
+from villa_dist.evaluate import assemble, items
 from villa_dist.names import JOBS, METRICS, VLMS
 from villa_dist.report import attributes, card, confusion, drift, gallery, plots, provenance, tables, text
 from villa_dist.report.baseline import RESULTS, read_results
@@ -69,7 +69,7 @@ def render(config: Config) -> str:
     metrics = read_metrics(store)
     profile = tables.profile(config.run)
     refused = tables.refusals(config.run)
-    kept = read_items(store, results)
+    kept = read_items(config, results)
     measured = tables.by_split(results, kept)
     detection, evaluation = detection_tables(results), evaluation_tables(results)
     images = results.get("images") or {row.split: row.samples for row in profile if row.folder == "base"}
@@ -152,12 +152,17 @@ def environment() -> Environment:
     return env
 
 
-def read_items(store: Store, results: Mapping[str, Any]) -> dict[str, dict[str, items.Items]]:
-    """What evaluate has kept, by split and job; what earlier versions did not keep is left out."""
+def read_items(config: Config, results: Mapping[str, Any]) -> dict[str, dict[str, items.Items]]:
+    """What evaluate has kept, by split and job. What earlier versions did not keep, or was kept of other images, pairs or
+    attributes than the run has now, is left out."""
     found: dict[str, dict[str, items.Items]] = {}
     for split in results.get("splits") or {}:
-        read = {job: items.read(store, split, job) for job in VLMS}
-        found[split] = {job: kept for job, kept in read.items() if kept is not None}
+        try:
+            task = assemble.task(config, split)
+        except (ShardError, OSError):  # what it was measured on is gone
+            continue
+        read = {job: items.read(Store(config.run), split, job) for job in VLMS}
+        found[split] = {job: kept for job, kept in read.items() if kept is not None and kept.task == task}
     return found
 
 

@@ -101,7 +101,7 @@ def read(config: Config, label: str) -> Run:
         label,
         config,
         baseline.of_results(store, results),
-        read_items(store, results),
+        read_items(config, results),
         words.phrases if words else (),
         read_metrics(store),
         dict(provenance.provenance(config, results, told)),
