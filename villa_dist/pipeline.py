@@ -165,7 +165,7 @@ class Pipeline:
             "code": code(),
             **others,
         }
-        self.store.put("results.json", json.dumps(results, indent=1, sort_keys=True).encode())
+        self.store.put("results.json", json.dumps(results, indent=1).encode())  # in the order in which it is shown
         told: dict[str, Any] = {"metrics": reported, **({"splits": measured} if len(measured) > 1 else {})}
         return {**told, **others}
 

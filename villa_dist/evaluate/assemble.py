@@ -58,9 +58,10 @@ def retrieval(config: Config, split: str, job: str) -> dict[str, Any]:
 
 
 def task(config: Config, split: str) -> str:
-    """Names what figures are measured on: images, true pairs and attributes. Equal tasks are drawn alike (`items`)."""
+    """Names what figures are measured on, images, true pairs and attributes, and how resamples of them are drawn (`items`):
+    equal tasks are drawn alike."""
     told = [manifest.read(StageFolder(f"{config.run}/{split}", stage)).digest for stage in ("base", "truth")]
-    return fingerprint([*told, vocabulary.read(Store(config.run)).fingerprint])
+    return fingerprint([*told, vocabulary.read(Store(config.run)).fingerprint, items.SCHEME, items.RESAMPLES])
 
 
 def intervals(kept: items.Items) -> dict[str, list[float]]:

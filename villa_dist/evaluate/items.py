@@ -25,6 +25,7 @@ from villa_dist.evaluate.retrieval import Retrieval, precision_at_relevant, simi
 
 FOLDER = "evaluated"
 RESAMPLES = 400
+SCHEME = 1  # raised when resamples are drawn in another way: those of before are then not paired with them
 FEWEST = 100  # resamples; an interval of fewer says little
 CELLS = 2**22  # resamples x regions in memory at a time
 WORK = 2**32  # resamples x regions x attributes at most, about a minute of a core

@@ -20,6 +20,7 @@ from villa_dist.names import JOBS, TITLES
 from villa_dist.report import baseline, card, provenance, text
 from villa_dist.report.baseline import Difference, Measured
 from villa_dist.report.build import environment, read_items, read_metrics
+from villa_dist.report.evaluation import column_of
 from villa_dist.report.plots import Metrics, Plot, lines_of, plot, run_styles
 
 MOST_RUNS = 8
@@ -154,7 +155,9 @@ def _row(name: str, measured: Sequence[Measured]) -> Row:
     split, _, rest = name.partition("/")
     of, _, what = rest.rpartition("/")
     cells = tuple(_cell(name, m, measured[0] if i else None) for i, m in enumerate(measured))
-    return Row(split, TITLES.get(of, of.replace("/", ", ")), WORDS.get(what, what), cells)
+    return Row(
+        split, ", ".join(TITLES.get(part, part) for part in of.split("/")), WORDS.get(what) or column_of(what), cells
+    )
 
 
 def _cell(name: str, measured: Measured, first: Measured | None) -> Cell:

@@ -66,11 +66,11 @@ def _shown(table: Table) -> EvaluationTable:
         d = table.against(job)
         against = f"{signed(d['difference'], 1)} ({' to '.join(signed(v, 1) for v in d['interval'])})" if d else ""
         rows.append(EvaluationRow(job, TITLES.get(job, job), values, against))
-    columns = tuple(map(_column, table.figures))
+    columns = tuple(map(column_of, table.figures))
     return EvaluationTable(table.part, table.title, table.split, table.size, columns, tuple(rows), NOTES[table.part])
 
 
-def _column(name: str) -> str:
+def column_of(name: str) -> str:
     way, _, k = name.partition("@")
     return f"{WAYS[way]}{k}" if way in WAYS else NAMES.get(name, name)
 
