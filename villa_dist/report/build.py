@@ -118,7 +118,7 @@ def render(config: Config) -> str:
 def seen(config: Config, split: str | None, kept: tables.Kept, words: Vocabulary | None) -> dict[str, Any]:
     """What the template shows of the pairs themselves: confusion, and the gallery by query with its script."""
     if split is None or words is None:
-        return {"matrix": None, "confused": [], "together": [], "sampled": "", "explorer": ""}
+        return {"matrix": None, "confused": [], "together": [], "sampled": "", "explorer": "", "script_hash": ""}
     phrases, groups = words.phrases, words.groups
     found = scan(config, split, gallery.has_truth(config, split))
     data = explore(config, split, kept.get(split, {}), found, phrases, groups)
@@ -132,7 +132,7 @@ def seen(config: Config, split: str | None, kept: tables.Kept, words: Vocabulary
         "sampled": part if found.part else "",
         "explorer": htmlsafe_json_dumps(data, ensure_ascii=False, separators=(",", ":")) if data else "",
         "script": Markup(script),
-        "script_hash": Markup(f"sha256-{digest}"),
+        "script_hash": Markup(f"sha256-{digest}") if data else "",
     }
 
 
