@@ -14,11 +14,10 @@ from typing import Annotated, Any
 import typer
 
 from cluster import shards_cli
-from cluster.commands import export, mine, plan, query, submit
+from cluster.commands import evaluate, export, mine, plan, query, report, submit
 from cluster.result import emit, keep_stdout
 from shards.errors import VillaError
 from shards.retry import scrub
-from shards.store import Store
 from villa_dist import __version__
 from villa_dist.config import Config
 from villa_dist.config_file import load
@@ -155,25 +154,10 @@ for _name, _text in (
     ("fit-mapping", "Fit the mapping model from image-level mentions."),
     ("pairs", "Map regions to attributes: write the region-attribute pairs."),
     ("train", "Train the region VLM on the pairs; resumes from its DeepSpeed checkpoints."),
-    ("evaluate", "R-Precision, quality of the mapping and zero-shot detection on the held-out splits."),
 ):
     _stage_command(_name, _text)
-
-
-@app.command()
-def report(config: ConfigArgument, set_: SetOption = None) -> None:
-    """Write report.html of a run from what is committed."""
-    from villa_dist.report.build import build
-
-    loaded = load(config, set_)
-    saved = Store(loaded.run)
-    if not saved.exists("config.yaml"):
-        raise VillaError(
-            f"{loaded.run} holds no run: there is no config.yaml in it; correct `run`, or make the run first"
-        )
-    if saved.local:  # what the run was made with, whatever is asked for now, in the folder it is in now
-        loaded = load(saved.path("config.yaml"), [f"run={json.dumps(loaded.run)}"])
-    emit({"command": "report", "run": loaded.run, "report": build(loaded)})
+app.command("evaluate")(evaluate.command(_run))
+app.command("report")(report.command)
 
 
 @app.command()

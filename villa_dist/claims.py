@@ -222,6 +222,20 @@ def detect(config: Config, split: str, row: str, model: str, classes: Sequence[s
     return _on_split(config, split, what, (f"detect-{row}",))
 
 
+def whole(config: Config, split: str, row: str, model: str) -> Claim:
+    """model: digest of the model that this row of the tables is of."""
+    what = {"model": model, "base": stage_manifest(config, split).digest}
+    if config.evaluate.classes is not None and config.evaluate.classes.field is not None:
+        what["field"] = config.evaluate.classes.field
+    return _on_split(config, split, what, (f"whole-{row}",))
+
+
+def phrases_of_boxes(config: Config, split: str, row: str, model: str, annotations: str) -> Claim:
+    """annotations: digest of the boxes and their phrases."""
+    what = {"model": model, "annotations": annotations, "base": stage_manifest(config, split).digest}
+    return _on_split(config, split, what, (f"phrases-{row}",))
+
+
 def training(config: Config, job: str) -> Claim:
     """job: one_to_one, mapping, villa or ground_truth."""
     request = TrainRequest(job, config, "")

@@ -340,6 +340,12 @@ class Config(Section):
             raise ValueError("pairs.assign: transport moves probabilities, and mapping.loss=contrastive gives cosines")
         if found := self.evaluate.detection:
             self._can_detect(found)
+        for name in ("fine_grained", "classes"):
+            if getattr(self.evaluate, name) and self.data.source == "docmnist":
+                raise ValueError(
+                    f"evaluate.{name} is of photos, and data.source=docmnist has none; leave it out, or set "
+                    "data.source=shards"
+                )
         if self.pretrain.steps == 0 and not self.model.published:
             raise ValueError(
                 "pretrain.steps=0 takes the one-to-one VLM from a checkpoint; name it in model.weights, or train for "

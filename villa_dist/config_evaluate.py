@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated, Literal
+from pathlib import PurePath
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
-from villa_dist.config_base import Section
+from villa_dist.config_base import Count, Positive, Section
 
 OWN_ROWS = ("one_to_one", "mapping", "villa", "ground_truth")
 
@@ -75,16 +76,83 @@ class BaselineConfig(Section):
         return self.name or f"{last}-{self.regions}"
 
 
+class FineGrainedConfig(Section):
+    """The right phrase of a box among hard negatives (FG-OVD).
+
+    annotations: a file of FG-OVD, as its COCO-like JSON or as JSON lines, or several by the names their tables shall have.
+    negatives: the first so many of each box; None: all of them.
+    """
+
+    annotations: str | dict[str, str]
+    negatives: Positive | None = None
+
+    @field_validator("annotations", mode="before")
+    @classmethod
+    def _one_file_or_several(cls, given: Any) -> Any:
+        files = list(given.values()) if isinstance(given, dict) else [given]
+        if not files or not all(isinstance(f, str) and f for f in files):
+            raise ValueError("must be a path, or several by name such as {hard: PATH, easy: PATH}")
+        return given
+
+    @property
+    def files(self) -> dict[str, str]:
+        """By name; one file alone is called as it is, without its suffix."""
+        given = self.annotations
+        return given if isinstance(given, dict) else {PurePath(given).stem: given}
+
+
+class ClassTextsConfig(Section):
+    """Retrieval and classification of images that have one class each (CheXpert 5x200).
+
+    prompts: by class, or a JSON or YAML file of that; a class without prompts is said by its name. The class of an image is
+    told by labels, a CSV with a column `key` of images' names and a column of 0 and 1 for each class; or by field, of its
+    .json.
+    """
+
+    prompts: str | dict[str, list[str]]
+    labels: Annotated[str, Field(min_length=1)] | None = None
+    key: Annotated[str, Field(min_length=1)] = "key"
+    field: Annotated[str, Field(min_length=1)] | None = None
+    precision_at: Annotated[list[Positive], Field(min_length=1)] = [5, 10, 100]
+
+    @field_validator("prompts", mode="before")
+    @classmethod
+    def _a_file_or_a_mapping(cls, given: Any) -> Any:
+        if isinstance(given, str) and given:
+            return given
+        made = {k: [v] if isinstance(v, str) else v for k, v in given.items()} if isinstance(given, dict) else {}
+        if len(made) < 2 or not all(isinstance(v, list) and all(isinstance(p, str) for p in v) for v in made.values()):
+            raise ValueError(
+                "must be a file, or two or more classes with their prompts such as {cat: [a photo of a cat], dog: []}"
+            )
+        return made
+
+    @model_validator(mode="after")
+    def _classes_are_told(self) -> ClassTextsConfig:
+        if (self.labels is None) == (self.field is None):
+            raise ValueError(
+                "the class of an image is told by labels (a CSV) or by field (of its .json): give one of the two"
+            )
+        return self
+
+
 class EvaluateConfig(Section):
     splits: Annotated[list[Literal["validation", "test"]], Field(min_length=1)] = ["test"]
     ground_truth: bool = True  # also train on the true pairs, where they are known
+    recall: list[Positive] = [1, 5, 10]  # of whole images and whole texts, at these ranks; none: it is left out
     detection: DetectionConfig | None = None
-    baselines: list[BaselineConfig] = []  # of `detection`
+    fine_grained: FineGrainedConfig | None = None
+    classes: ClassTextsConfig | None = None
+    baselines: list[BaselineConfig] = []  # of all of these
+    bootstrap: Annotated[Count, Field(le=100_000)] = 200  # resamples of their intervals but detection's; 0: none
 
     @model_validator(mode="after")
     def _rows_have_names(self) -> EvaluateConfig:
-        if self.baselines and self.detection is None:
-            raise ValueError("baselines are measured by detection only; set evaluate.detection (such as {}) too")
+        if self.baselines and not (self.recall or self.detection or self.fine_grained or self.classes):
+            raise ValueError(
+                "baselines are measured by recall, detection, fine_grained and classes; set one of them, or leave "
+                "baselines out"
+            )
         names = [*OWN_ROWS, *(b.row for b in self.baselines)]
         twice = next((n for i, n in enumerate(names) if n in names[:i]), None)
         if twice is not None:

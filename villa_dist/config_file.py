@@ -44,7 +44,15 @@ def absolute(config: Config) -> Config:
     baselines = [b.model_copy(update={"weights": local_weights(b.weights)}) for b in evaluate.baselines]
     if found := evaluate.detection:
         found = found.model_copy(update={"truth": fix(found.truth), "templates": fix(found.templates)})
-    evaluate = evaluate.model_copy(update={"baselines": baselines, "detection": found})
+    if phrases := evaluate.fine_grained:
+        given = phrases.annotations
+        files = {name: fix(p) for name, p in given.items()} if isinstance(given, dict) else fix(given)
+        phrases = phrases.model_copy(update={"annotations": files})
+    if classes := evaluate.classes:
+        prompts = fix(classes.prompts) if isinstance(classes.prompts, str) else classes.prompts
+        classes = classes.model_copy(update={"prompts": prompts, "labels": fix(classes.labels)})
+    parts = {"detection": found, "fine_grained": phrases, "classes": classes}
+    evaluate = evaluate.model_copy(update={"baselines": baselines, **parts})
     sections = {
         "data": data, "digits": digits, "model": model, "regions": regions, "vocabulary": words, "evaluate": evaluate
     }  # fmt: skip

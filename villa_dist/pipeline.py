@@ -26,10 +26,11 @@ from villa_dist.claims import STAGES, TRAINING, Claim
 from villa_dist.config import Config
 from villa_dist.config_file import dump
 from villa_dist.docmnist import words as docmnist_words
-from villa_dist.evaluate import assemble, detection_run
+from villa_dist.evaluate import assemble, parts
 from villa_dist.mapping import quality
 from villa_dist.observe import LOG
 from villa_dist.profile import summed
+from villa_dist.report.provenance import code
 from villa_dist.runner import Runner
 from villa_dist.stages import vocabulary as vocabulary_stage
 from villa_dist.stages.base import StageRequest
@@ -70,7 +71,7 @@ class Pipeline:
         for name in stages[:1]:  # those that follow in one run are checked by their own inputs
             claims.check_upstream(self.config, name)
         if "evaluate" in stages:
-            detection_run.check(self.config)
+            parts.check(self.config)
         started = time.monotonic()
         result: dict[str, Any] = {"run": self.config.run}
         for name in stages:
@@ -147,26 +148,26 @@ class Pipeline:
     def evaluate(self) -> dict[str, Any]:
         measured: dict[str, Any] = {}
         for split in claims.splits(self.config)[1:]:
-            if not self._has_truth(split):
-                if self.config.evaluate.detection is not None:
-                    continue
-                LOG.warning("%s has no known pairs, so nothing is measured on it", claims.dataset(self.config, split))
-                continue
-            measured[split] = self._measure(split)
-        detected: dict[str, Any] = {}
-        if self.config.evaluate.detection is not None:
-            for split in claims.splits(self.config)[1:]:
-                detected[split] = detection_run.detection(self.config, split, self._shards)
-        if not measured and not detected:
-            LOG.warning("no split with known pairs: the metrics are empty")
+            if self._has_truth(split):
+                measured[split] = self._measure(split)
+            else:
+                LOG.info("%s has no known pairs, so no R-Precision", claims.dataset(self.config, split))
+        others = parts.measure(self.config, claims.splits(self.config)[1:], self._shards)
+        if not measured and not others:
+            LOG.warning("no split with known pairs, and no other part of evaluate: the metrics are empty")
         reported: dict[str, Any] = measured.get("test") or next(iter(measured.values()), {})
         weights = models.digests(self.config.run)
-        results = {"metrics": reported, "splits": measured, "images": self._images(), "weights": weights}
-        if detected:
-            results["detection"] = detected
-        self.store.put("results.json", json.dumps(results, indent=1, sort_keys=True).encode())
+        results = {
+            "metrics": reported,
+            "splits": measured,
+            "images": self._images(),
+            "weights": weights,
+            "code": code(),
+            **others,
+        }
+        self.store.put("results.json", json.dumps(results, indent=1).encode())  # in the order in which it is shown
         told: dict[str, Any] = {"metrics": reported, **({"splits": measured} if len(measured) > 1 else {})}
-        return {**told, **({"detection": detected} if detected else {})}
+        return {**told, **others}
 
     def report(self) -> dict[str, Any]:
         from villa_dist.report.build import build
@@ -204,7 +205,8 @@ class Pipeline:
         check: called when all shards are committed, before the manifest says so.
         """
         output = claim.folders[-1]
-        name = f"{stage} {split}" if stage not in ("embed", "detect") else f"{output.stage} {split}"
+        of_model = stage in ("embed", "detect", "whole", "phrases")
+        name = f"{output.stage if of_model else stage} {split}"
         bound = self._claim(claim)
         left = [f for f in claim.clears if f.stage not in {c.stage for c in claim.folders}]
         for each in (*claim.folders, *left):

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
 from runs import ONE_TOWER, TINY, config_file, contents, markers, result_line, sets, villa
 
+from cluster import cli
 from shards.errors import VillaError
 
 
@@ -158,6 +161,39 @@ def test_status_and_report_read_a_finished_run(finished: tuple[Path, dict]) -> N
     assert status["stages"]["train/pairs"]["complete"] and status["models"]["villa"]
     missing = villa("status", str(run / "nowhere"))
     assert missing.returncode == 2 and "not the folder of a run" in missing.stderr
+
+
+def test_figures_are_held_against_a_baseline_and_a_run(
+    finished: tuple[Path, dict], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    run, _ = finished
+    baseline = tmp_path / "baseline.json"
+    evaluate = ("evaluate", config_file(tmp_path), *sets(f"run={run}", *TINY))
+
+    def villa_here(*arguments: str) -> tuple[int, dict, str]:
+        """The command in this process: code, result line, stderr."""
+        monkeypatch.setattr(sys, "argv", ["villa", *arguments])
+        code, said = cli._run_app(), capfd.readouterr()
+        return code, json.loads(said.out or "{}"), said.err
+
+    code, result, _ = villa_here(*evaluate, "--write-baseline", str(baseline))
+    assert code == 0 and result["baseline"] == str(baseline)
+    higher = json.loads(baseline.read_text())
+    metric = higher["metrics"]["test/villa/a2r"]
+    metric["value"] += 5
+    metric["draws"] = [v + 5 for v in metric["draws"]]
+    baseline.write_text(json.dumps(higher))
+    code, result, said = villa_here(*evaluate, "--compare", str(baseline), "--write-baseline", str(baseline))
+    assert code == 5 and "baseline" not in result
+    assert result["compared"]["figures"]["test/villa/r2a"]["interval"] == [0.0, 0.0], "the same weights, paired"
+    assert f"1 of {len(higher['metrics'])} figures are below the baseline" in said and "test/villa/a2r" in said
+    assert json.loads(baseline.read_text()) == higher, "a baseline is not replaced by figures below it"
+    other = shutil.copytree(run, tmp_path / "other")
+    page = tmp_path / "c.html"
+    code, result, _ = villa_here("report", str(run), str(other), "-o", str(page))
+    assert code == 0 and result["report"] == str(page) and "within chance" in page.read_text(encoding="utf-8")
+    code, _, said = villa_here("report", str(run), str(run))
+    assert code == 2 and "given twice" in said
 
 
 def test_docmnist_command_makes_three_splits(tmp_path: Path) -> None:

@@ -1,10 +1,11 @@
-"""A small data set of coloured squares with known boxes, and models of known quality, on which detection is evaluated."""
+"""A small data set of coloured squares with known boxes, and models of known quality, for evaluation as a part of a run."""
 
 from __future__ import annotations
 
 import io
 import json
 import tarfile
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from shards.work import Job
 from villa_dist import models
 from villa_dist.config import Config
 from villa_dist.pipeline import Pipeline
@@ -22,6 +24,9 @@ from villa_dist.vlm.model import RegionVLM
 
 COLOURS = ("red", "green", "blue")
 SIDE, IMAGES, SHARDS = 48, 10, 3
+TEST = range(1, SHARDS * IMAGES + 1)
+PROMPTS = {c: [f"a {c} square", c] for c in COLOURS}
+QUALITY = {"one_to_one": 0.5, "villa": 1.0}  # of `Seer`, by model
 IDS = {"red": 7, "green": 3, "blue": 12}
 
 
@@ -55,6 +60,7 @@ def write_data(folder: Path) -> dict[str, Any]:
                     number = first + n
                     pixels, boxes, names = squares(number)
                     meta = {"image_id": number, "boxes": boxes, "categories": names, "crowd": [0] * len(boxes)}
+                    meta["first"] = names[0] if names else None
                     if split == "test":
                         truth["images"].append({"id": number})
                         truth["annotations"] += [
@@ -85,9 +91,50 @@ def config_of(folder: Path, **detection: Any) -> Config:
             "vocabulary": {"attributes": [{"phrase": c} for c in COLOURS]},
             "model": {"image": {"width": 8}, "text": {"buckets": 256}},
             "regions": {"proposals": "grid", "grid": [2, 2], "grid_levels": 2},
-            "evaluate": {"detection": {"bootstrap": 20, **detection}},
+            "evaluate": {"recall": [], "detection": {"bootstrap": 20, **detection}},
         }
     )
+
+
+def evaluating(folder: Path, **evaluate: Any) -> Config:
+    """`config_of` with other parts of evaluation."""
+    values = config_of(folder).model_dump(mode="json") | {"evaluate": {"bootstrap": 20, "recall": [], **evaluate}}
+    return Config.model_validate(values)
+
+
+def evaluated(config: Config, runner: Any = None, *, force: bool = False) -> dict[str, Any]:
+    result: dict[str, Any] = Pipeline(config, runner or LocalRunner(), force=force).run(["evaluate"])
+    return result
+
+
+def whole_of(number: int, right: float) -> np.ndarray:
+    pixels = torch.from_numpy(squares(number)[0]).permute(2, 0, 1)[None]
+    return Seer(right).embed_whole(pixels, torch.tensor([[48, 48]]))[0].double().numpy()
+
+
+def words_of(text: str) -> np.ndarray:
+    found = np.array([float(c in text) for c in COLOURS])
+    return found / max(float(np.linalg.norm(found)), 1e-12)
+
+
+def cosines(a: list[np.ndarray], b: list[np.ndarray]) -> np.ndarray:
+    return np.round(np.array([[x @ y for y in b] for x in a]), 6)
+
+
+def question(number: int, box: list[int], colour: str) -> dict[str, Any]:
+    x, y, right, low = box
+    wrong = [f"a {c} square" for c in COLOURS if c != colour]
+    row = {"img_path": f"val/{number:06d}.png", "bbox": [x, y, right - x, low - y], "image_id": number}
+    return {**row, "pos_expression": [f"a {colour} square"], "neg_expression": wrong, "width": 48, "height": 48}
+
+
+def questions(numbers: range = TEST) -> list[dict[str, Any]]:
+    return [question(n, b, c) for n in numbers for b, c in zip(*squares(n)[1:], strict=True)]
+
+
+def annotations(folder: Path, rows: list[dict[str, Any]] | None = None, name: str = "hard.jsonl") -> str:
+    (folder / name).write_text("".join(json.dumps(r) + "\n" for r in (questions() if rows is None else rows)))
+    return str(folder / name)
 
 
 def prepared(folder: Path) -> dict[str, Any]:
@@ -119,8 +166,33 @@ class Seer(nn.Module):
             found[n] = torch.roll(colour, 1) if wrong else colour
         return torch.nn.functional.normalize(found + 1e-3, dim=1)
 
+    def embed_whole(self, pixels: Tensor, sizes: Tensor) -> Tensor:
+        each = [pixels[n, :, :h, :w].float().mean((1, 2)) for n, (h, w) in enumerate(sizes.tolist())]
+        return torch.nn.functional.normalize(torch.stack(each) ** (4 * self.right), dim=1)
+
     def tokenize(self, texts: list[str]) -> list[str]:
         return texts
 
     def embed_texts(self, texts: list[str]) -> Tensor:
         return torch.tensor([[float(c in t) for c in COLOURS] for t in texts])
+
+
+class Cut(LocalRunner):
+    """Dies after so many shards of one stage."""
+
+    def __init__(self, stage: str, after: int) -> None:
+        self.stage, self.after = stage, after
+
+    def shards(self, job: Job, shards: Sequence[str], done: Callable[[str], None], again: Any = None) -> None:
+        if getattr(job, "folder", "") != self.stage:
+            return super().shards(job, shards, done, again)
+        super().shards(job, shards[: self.after], done, again)
+        raise KeyboardInterrupt
+
+
+class Backwards(LocalRunner):
+    """A worker of its own for each shard, the last first."""
+
+    def shards(self, job: Job, shards: Sequence[str], done: Callable[[str], None], again: Any = None) -> None:
+        for shard in reversed(shards):
+            super().shards(job, [shard], done, again)

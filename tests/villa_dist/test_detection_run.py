@@ -5,18 +5,17 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from detection_run import IDS, IMAGES, SHARDS, Seer, config_of, prepared, squares
+from detection_run import IDS, IMAGES, QUALITY, SHARDS, Backwards, Cut, Seer, config_of, squares
 
 from shards.decode import DecodeError
 from shards.errors import StaleStageError, VillaError
-from shards.work import Job
 from villa_dist.config import Config, RegionsConfig
 from villa_dist.config_file import keys, load
 from villa_dist.evaluate.ap_bootstrap import ap_difference
@@ -36,21 +35,6 @@ from villa_dist.report.build import render
 from villa_dist.runner import LocalRunner
 from villa_dist.stages.boxes import image_id, own_boxes
 from villa_dist.stages.windows import Sample
-
-QUALITY = {"one_to_one": 0.5, "villa": 1.0}
-
-
-@pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("detection")
-    prepared(folder)
-    return folder
-
-
-@pytest.fixture
-def folder(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setattr(Measured, "load", lambda self, config: Seer(QUALITY[self.name]))
-    return Path(shutil.copytree(made, tmp_path / "data"))
 
 
 def evaluated(config: Config, runner: Any = None, *, force: bool = False) -> dict[str, Any]:
@@ -150,10 +134,10 @@ def test_lvis_by_hand(folder: Path) -> None:
 
 
 @pytest.mark.slow
-def test_published_models_are_rows_of_the_same_table(made: Path, tmp_path: Path) -> None:
+def test_published_models_are_rows_of_the_same_table(squares_made: Path, tmp_path: Path) -> None:
     import tiny_checkpoints
 
-    folder = Path(shutil.copytree(made, tmp_path / "data"))
+    folder = Path(shutil.copytree(squares_made, tmp_path / "data"))
     tiny_checkpoints.write("clip", tmp_path / "clip")
     config = config_of(folder, boxes="both")
     baselines = [{"weights": str(tmp_path / "clip"), "regions": r} for r in ("dense", "crops")]
@@ -170,27 +154,6 @@ def test_published_models_are_rows_of_the_same_table(made: Path, tmp_path: Path)
     )
     with pytest.raises(VillaError, match="gone"):
         evaluated(gone)
-
-
-class Cut(LocalRunner):
-    """Dies after so many shards of one stage."""
-
-    def __init__(self, stage: str, after: int) -> None:
-        self.stage, self.after = stage, after
-
-    def shards(self, job: Job, shards: Sequence[str], done: Callable[[str], None], again: Any = None) -> None:
-        if getattr(job, "folder", "") != self.stage:
-            return super().shards(job, shards, done, again)
-        super().shards(job, shards[: self.after], done, again)
-        raise KeyboardInterrupt
-
-
-class Backwards(LocalRunner):
-    """A worker of its own for each shard, the last first."""
-
-    def shards(self, job: Job, shards: Sequence[str], done: Callable[[str], None], again: Any = None) -> None:
-        for shard in reversed(shards):
-            super().shards(job, [shard], done, again)
 
 
 @pytest.mark.parametrize("stage", ["boxes", "detect-villa"])
@@ -319,7 +282,7 @@ def test_configs_that_cannot_be_are_refused() -> None:
         ({"detection": {"protocol": "lvis"}}, "needs truth"),
         ({"detection": {"boxes": "both"}}, "are the true boxes"),
         ({"detection": {}}, "data.source=docmnist has none"),
-        ({"baselines": [{"weights": "org/clip"}]}, "measured by detection only"),
+        ({"recall": [], "baselines": [{"weights": "org/clip"}]}, "baselines are measured by"),
         (
             {"detection": {}, "baselines": [{"weights": "a/clip"}, {"weights": "b/clip"}]},
             "two rows are called 'clip-dense'",

@@ -12,14 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from villa_dist.evaluate.errors import EvaluationError
-from villa_dist.evaluate.fine_grained import (
-    macro,
-    phrase_ranks,
-    phrase_scores,
-    precision_at,
-    read_labels,
-    read_phrases,
-)
+from villa_dist.evaluate.fine_grained import macro, phrase_ranks, phrase_scores, precision_at, read_labels
+from villa_dist.evaluate.phrases import read_phrases
 
 
 def test_ranks_by_hand() -> None:

@@ -3,176 +3,28 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 import io
 import json
-import shutil
-import subprocess
-import tarfile
-from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
+from report_run import HOSTILE, MEASURED, Page, docmnist_run, foreign_run
 
-from shards import manifest, sidecar
-from shards.collect import commit_rows
 from shards.commit import StageFolder
 from shards.errors import ShardError
 from shards.reader import BaseShard
 from villa_dist.config import Config
 from villa_dist.config_file import load
-from villa_dist.evaluate.assemble import pair_rows
-from villa_dist.names import JOBS
-from villa_dist.pipeline import Pipeline
 from villa_dist.report import gallery, plots, tables, text
 from villa_dist.report.build import build
 from villa_dist.report.summary import summary
-from villa_dist.runner import LocalRunner
-from villa_dist.stages.pairs import pairs_table
 from villa_dist.types import RegionAttributePairs
 
-HOSTILE = "<script>alert(1)</script>"
-MEASURED = {
-    "one_to_one": {"a2r": 41.07, "r2a": 55.5, "a2r_by_group": {"digit": 22.25, "colour": 77.13}, "regions": 90},
-    "villa": {"a2r": 61.39, "r2a": 54.25, "a2r_by_group": {"digit": 51.31, "colour": 80.04}, "regions": 90},
-    "ground_truth": {"a2r": 81.71, "r2a": 60.5, "a2r_by_group": {"digit": 70.02, "colour": 99.99}, "regions": 90},
-    "mapping": {"precision": 71.23, "recall": 64.56, "f1": 67.73, "f1_by_group": {"digit": 50.17}, "pairs": 321},
-}
 EMPTY = tables.Refusals((), (), {}, (), (), 0)
-
-
-class Page(HTMLParser):
-    """Elements, attributes, and table rows of a report as a browser would read them."""
-
-    def __init__(self, html: str) -> None:
-        super().__init__()
-        self.tags: list[str] = []
-        self.attributes: list[tuple[str, str, str]] = []
-        self.rows: list[list[str]] = []
-        self.words: list[str] = []
-        self._cell = self._style = False
-        self.feed(html)
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append(tag)
-        self._style = tag == "style"
-        self.attributes += [(tag, name, value or "") for name, value in attrs]
-        if tag == "tr":
-            self.rows.append([])
-        if tag in ("td", "th") and self.rows:
-            self.rows[-1].append("")
-            self._cell = True
-
-    def handle_endtag(self, tag: str) -> None:
-        if tag in ("td", "th"):
-            self._cell = False
-        self._style = self._style and tag != "style"
-
-    def handle_data(self, data: str) -> None:
-        if not self._style:
-            self.words.append(data)
-        if self._cell:
-            self.rows[-1][-1] += data
-
-    def row(self, first: str) -> list[str]:
-        return [cell.strip() for cell in next(r for r in self.rows if r and r[0].strip() == first)]
-
-    @property
-    def text(self) -> str:
-        return " ".join("".join(self.words).split())
-
-
-# ---- runs made without training
-
-
-def docmnist_run(folder: Path) -> Config:
-    """A finished run: DocMNIST, pairs of known quality, hand-written metrics."""
-    config = load(
-        None,
-        [f"run={folder}", "runner=local", "docmnist.shard_images=8", "docmnist.images={train: 12, test: 20}", "seed=3"],
-    )
-    Pipeline(config, LocalRunner()).run(["ingest", "vocabulary"])
-    for shard in manifest.read(StageFolder(f"{config.run}/test", "base")).shards:
-        write_pairs(config, "test", shard, [spoiled(p) for p in pair_rows(config, "test", "truth", shard)])
-    finish_pairs(config, "test")
-    put(config, "results.json", json.dumps({"metrics": MEASURED, "splits": {"test": MEASURED}, "images": {"test": 20}}))
-    for job in JOBS:
-        lines = [{"step": s, "loss": 9.0 / s, "images_per_second": 100.0 + s, "data_wait": 0.02} for s in (10, 20, 30)]
-        put(config, f"models/{job}/metrics.jsonl", "".join(json.dumps(line) + "\n" for line in lines) + '{"step": 4')
-    return config
-
-
-def spoiled(true: RegionAttributePairs) -> RegionAttributePairs:
-    """The true pairs without the first, and with a wrong one in its place."""
-    region, attribute = true.region.copy(), true.attribute.copy()
-    attribute[0] = (attribute[0] + 1) % 10  # another digit
-    return RegionAttributePairs(true.boxes, region, attribute, np.full(len(region), 0.75, np.float16))
-
-
-def write_pairs(config: Config, split: str, shard: str, pairs: list[RegionAttributePairs]) -> None:
-    keys = BaseShard(StageFolder(f"{config.run}/{split}", "base"), shard).keys
-    with StageFolder(f"{config.run}/{split}", "pairs").attempt(shard) as attempt:
-        attempt.write(f"{shard}.parquet", sidecar.to_bytes(pairs_table(keys, pairs)))
-        counts = {"pairs": sum(len(p.region) for p in pairs)}
-        made_from = {"stage": "pairs", "fingerprint": "0" * 16, "input_digest": ""}
-        commit_rows(attempt, shard, keys=keys, seconds={"embed": 1.25, "map": 0.5}, counts=counts, **made_from)
-
-
-def finish_pairs(config: Config, split: str) -> None:
-    folder = StageFolder(f"{config.run}/{split}", "pairs")
-    manifest.write(folder, folder.shards_done())
-
-
-def put(config: Config, name: str, content: str) -> None:
-    path = Path(config.run) / name
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(content, encoding="utf-8")
-
-
-def foreign_run(folder: Path) -> Config:
-    """A run over somebody else's shards: hostile keys, texts and phrases, refused samples, nothing known to be true."""
-    folder.mkdir(parents=True, exist_ok=True)
-    source = folder / "source"
-    source.mkdir()
-    noise = np.random.default_rng(0).integers(0, 255, (300, 400, 3), dtype=np.uint8)
-    members = []
-    for key in (HOSTILE, '" onload="alert(2)', "plain"):
-        members += [(f"{key}.png", png(noise)), (f"{key}.txt", f"a cat {HOSTILE} & a dog \u202e".encode())]
-    members += [("<img src=x onerror=alert(3)>.png", b"not an image"), ("<img src=x onerror=alert(3)>.txt", b"a cat")]
-    members += [(f"silent{i}.png", png(noise)) for i in range(2)]
-    with tarfile.open(source / "a.tar", "w") as tar:
-        for name, data in members:
-            info = tarfile.TarInfo(name)
-            info.size = len(data)
-            tar.addfile(info, io.BytesIO(data))
-    phrases = [{"phrase": "cat", "group": HOSTILE}, {"phrase": "dog"}]
-    config = load(
-        None,
-        [
-            f"run={folder / 'run'}",
-            "data.source=shards",
-            f"data.train={source}",
-            "regions.proposals=grid",
-            f"vocabulary.attributes={json.dumps(phrases)}",
-            "data.quarantine_allowance=50",
-        ],
-    )
-    Pipeline(config, LocalRunner()).run(["ingest", "vocabulary"])
-    shard = manifest.read(StageFolder(f"{config.run}/train", "base")).shards[0]
-    boxes = np.array([[0, 0, 200, 150], [10, 5, 390, 290]], np.float32)
-    said = RegionAttributePairs(boxes, np.array([0, 1, 1]), np.array([0, 0, 1]), np.array([0.25, 0.875, 0.5]))
-    count = len(BaseShard(StageFolder(f"{config.run}/train", "base"), shard))
-    write_pairs(config, "train", shard, [said] * count)
-    finish_pairs(config, "train")
-    return config
-
-
-def png(pixels: np.ndarray) -> bytes:
-    handle = io.BytesIO()
-    Image.fromarray(pixels).save(handle, "PNG")
-    return handle.getvalue()
 
 
 @pytest.fixture(scope="module")
@@ -212,9 +64,11 @@ def test_the_page_asks_for_nothing(finished: tuple[Config, Path], foreign: tuple
         links = [v for _, name, v in page.attributes if name in ("src", "href", "srcset", "action", "xlink:href")]
         assert len(links) >= 8
         assert all(v.startswith(("data:", "#")) for v in links)
-        assert "script" not in page.tags
+        assert page.scripts[0] == "application/json" and len(page.scripts) == 2
         policy = next(v for _, name, v in page.attributes if name == "content" and "default-src" in v)
         assert policy.startswith("default-src 'none'; img-src data:; style-src 'unsafe-inline'")
+        own = base64.b64encode(hashlib.sha256(page.scripts[1].encode()).digest()).decode()
+        assert f"script-src 'sha256-{own}'; base-uri 'none'" in policy
 
 
 def test_the_same_run_gives_the_same_bytes(finished: tuple[Config, Path]) -> None:
@@ -227,7 +81,7 @@ def test_the_same_run_gives_the_same_bytes(finished: tuple[Config, Path]) -> Non
 
 def test_hostile_data_stays_data(foreign: tuple[Config, Path]) -> None:
     page = Page(foreign[1].read_text(encoding="utf-8"))
-    assert "script" not in page.tags
+    assert page.tags.count("script") == 2  # data, and the page's own
     assert not [(t, a) for t, a, _ in page.attributes if a.startswith("on")]
     assert HOSTILE in page.text and "<img src=x onerror=alert(3)>" in page.text
     assert "\u202e" not in page.text and "a dog \\u202e" in page.text
@@ -296,8 +150,8 @@ def test_the_page_marks_what_was_spoiled(finished: tuple[Config, Path]) -> None:
     words = Page(path.read_text(encoding="utf-8")).text
     first = pictures[0]
     marks = {v: [m.phrase for m in first.regions[0].marks if m.verdict == v] for v in gallery.VERDICTS}
-    right = " ".join(f"✓right: {p}" for p in marks["right"])
-    assert f"1 {right} ✗wrong: {marks['wrong'][0]} ○missed: {marks['missed'][0]}" in words
+    right = " ".join(f"✓right: {p} 0.75" for p in marks["right"])
+    assert f"1 {right} ✗wrong: {marks['wrong'][0]} 0.75 ○missed: {marks['missed'][0]}" in words
     assert f"{first.key} {first.counts['right']} right, 1 wrong, 1 missed" in words
 
 
@@ -379,38 +233,3 @@ def test_curves_skip_what_is_not_a_number_and_keep_the_last_point() -> None:
     assert len(found) <= plots.MOST_POINTS + 1 and found[-1][0] == 1201
     assert plots.curves({"villa": [{"step": 1.0}]}) == []
     assert plots.running_mean([1.0, 2.0, 9.0, 1.0], 1) == [1.5, 4.0, 4.0, 5.0]
-
-
-# ---- in a browser
-
-
-def test_in_a_browser(finished: tuple[Config, Path], tmp_path: Path) -> None:
-    browser = next((b for b in ("chromium", "chromium-browser", "google-chrome") if shutil.which(b)), None)
-    if browser is None:
-        pytest.skip(
-            "no chromium, chromium-browser or google-chrome on PATH; install Debian's chromium to run this test"
-        )
-    shot = tmp_path / "shot.png"
-
-    def open_page(*flags: str) -> tuple[str, str]:
-        quiet = ("--disable-background-networking", "--disable-component-update", "--disable-sync", "--no-first-run")
-        command = [browser, "--headless", "--no-sandbox", "--disable-gpu", *quiet, "--enable-logging=stderr"]
-        profile = f"--user-data-dir={tmp_path / 'profile'}"
-        done = subprocess.run(
-            [*command, profile, "--window-size=1280,2000", *flags, finished[1].as_uri()],
-            capture_output=True,
-            text=True,
-            timeout=120,
-            check=True,
-        )
-        return done.stdout, done.stderr
-
-    dom, errors = open_page("--dump-dom")
-    page = Page(dom)
-    assert page.row("ViLLA")[1:3] == ["61.39", "+20.32"]
-    assert ":CONSOLE" not in errors
-    _, errors = open_page(f"--screenshot={shot}")
-    assert ":CONSOLE" not in errors
-    pixels = np.asarray(Image.open(shot).convert("RGB"))
-    assert shot.read_bytes().startswith(b"\x89PNG") and pixels.shape[1] == 1280
-    assert len(np.unique(pixels.reshape(-1, 3), axis=0)) > 50

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -9,13 +10,18 @@ import pyarrow as pa
 
 from shards import manifest, sidecar
 from shards.commit import StageFolder
+from shards.digest import fingerprint
 from shards.reader import read_sidecar
 from shards.store import Store
 from villa_dist import models
 from villa_dist.attributes import vocabulary
 from villa_dist.config import Config
+from villa_dist.evaluate import items
+from villa_dist.evaluate.bootstrap import mapping_sums
+from villa_dist.evaluate.figures import interval_of
 from villa_dist.evaluate.mapping_quality import Counts, compare
-from villa_dist.evaluate.retrieval import r_precision
+from villa_dist.evaluate.streaming import streamed_r_precision
+from villa_dist.evaluate.whole import vectors
 from villa_dist.train.jobs import attribute_embeddings, model_folder
 from villa_dist.types import RegionAttributePairs
 
@@ -23,26 +29,45 @@ EMBEDDED = pa.schema([("row", pa.int32())])
 
 
 def retrieval(config: Config, split: str, job: str) -> dict[str, Any]:
-    """R-Precision of a model on the true regions of a split, in percent: a2r, r2a, and a2r by attribute group."""
+    """R-Precision of a model on the true regions of a split, in percent: a2r, r2a, and a2r by attribute group. One shard
+    at a time is in memory, and the scores where they are few enough for an interval (`items.WORK`)."""
     words = vocabulary.read(Store(config.run))
     folder = StageFolder(f"{config.run}/{split}", f"evaluate-{job}")
-    parts, truths = [], []
-    for shard in manifest.read(folder).shards:
-        table = read_sidecar(folder, shard, EMBEDDED)
-        column = table["embedding"].combine_chunks()
-        column = column.chunk(0) if isinstance(column, pa.ChunkedArray) else column
-        parts.append(column.flatten().to_numpy().reshape(len(table), -1))
-        truths.append(truth_matrix(config, split, shard, len(words)))
-    region, truth = np.concatenate(parts), np.concatenate(truths)
+    base = manifest.read(StageFolder(f"{config.run}/{split}", "base"))
+
+    def chunks() -> Iterator[items.Regions]:
+        first = 0  # image of the shard
+        for shard, samples in zip(base.shards, base.samples, strict=True):
+            table = read_sidecar(folder, shard, EMBEDDED)
+            truth = truth_matrix(config, split, shard, len(words))
+            yield vectors(table, "embedding"), truth, first + table["row"].to_numpy().astype(np.int64)
+            first += samples
+
     attribute = attribute_embeddings(models.load_vlm(model_folder(config, job)), words).numpy()
-    found = r_precision(region, attribute, truth)
+    found = streamed_r_precision(lambda: ((region, truth) for region, truth, _ in chunks()), attribute)
+    kept = items.of_model(task(config, split), found, chunks(), attribute, base.total)
+    items.write(Store(config.run), split, job, kept)
     groups = np.array(words.groups)
     return {
+        **intervals(kept),
         "a2r": percent(found.a2r),
         "r2a": percent(found.r2a),
-        "a2r_by_group": {g: percent(float(np.nanmean(found.by_attribute[groups == g]))) for g in dict.fromkeys(groups)},
-        "regions": len(region),
+        "a2r_by_group": {g: _mean(found.by_attribute[groups == g]) for g in dict.fromkeys(groups)},
+        "regions": int(sum(folder.marker(s).counts["regions"] for s in base.shards)),
     }
+
+
+def task(config: Config, split: str) -> str:
+    """Names what figures are measured on, images, true pairs and attributes, and how resamples of them are drawn (`items`):
+    equal tasks are drawn alike."""
+    told = [manifest.read(StageFolder(f"{config.run}/{split}", stage)).digest for stage in ("base", "truth")]
+    return fingerprint([*told, vocabulary.read(Store(config.run)).fingerprint, items.SCHEME, items.RESAMPLES])
+
+
+def intervals(kept: items.Items) -> dict[str, list[float]]:
+    """`<metric>_interval` of each metric that has one, in percent."""
+    found = {f"{name}_interval": interval_of(draws, 1.0) for name, draws in kept.draws.items()}
+    return {name: [round(v, 2) for v in value] for name, value in found.items() if value is not None}
 
 
 def truth_matrix(config: Config, split: str, shard: str, attributes: int) -> np.ndarray:
@@ -80,14 +105,25 @@ def mapping(config: Config, split: str) -> dict[str, Any]:
     words = vocabulary.read(Store(config.run))
     groups = np.array(words.groups)
     total, pairs = Counts.zero(len(words)), 0
+    images: list[Counts] = []  # of one attribute: all together
     for shard in manifest.read(StageFolder(f"{config.run}/{split}", "pairs")).shards:
         found, true = (pair_rows(config, split, stage, shard) for stage in ("pairs", "truth"))
         for mine, theirs in zip(found, true, strict=True):
-            total = total + compare(mine, theirs, len(words))
+            counts = compare(mine, theirs, len(words))
+            total = total + counts
+            images.append(Counts(*(c.sum(keepdims=True) for c in (counts.right, counts.wrong, counts.missed))))
             pairs += len(mine.region)
     every = total.over(np.ones(len(words), bool))
     by_group = {g: percent(total.over(groups == g)["f1"]) for g in dict.fromkeys(words.groups)}
-    return {**{k: percent(v) for k, v in every.items()}, "f1_by_group": by_group, "pairs": pairs}
+    kept = items.Items(task(config, split), items.mapping_draws(mapping_sums(images)))
+    items.write(Store(config.run), split, "mapping", kept)
+    return {**intervals(kept), **{k: percent(v) for k, v in every.items()}, "f1_by_group": by_group, "pairs": pairs}
+
+
+def _mean(values: np.ndarray) -> float | None:
+    """In percent; None where no attribute of a group occurs."""
+    known = values[~np.isnan(values)]
+    return percent(float(known.mean())) if len(known) else None
 
 
 def percent(value: float) -> float:

@@ -96,17 +96,20 @@ def paired_difference(
         )
     if not (np.isfinite(first).all() and np.isfinite(second).all()):
         raise EvaluationError("sums of an image hold NaN or infinity")
-    both = np.concatenate([first, second], 1).astype(np.float64)
-    width = first.shape[1]
-    draws = []
+    drawn = resampled(np.concatenate([first, second], 1), repetitions, seed)
+    one, other = value(drawn[:, : first.shape[1]]), value(drawn[:, first.shape[1] :])
+    return interval(float(one[0]), float(other[0]), other[1:] - one[1:], level)
+
+
+def resampled(sums: Float[np.ndarray, "I S"], repetitions: int, seed: int = 0) -> Float[np.ndarray, "B1 S"]:
+    """Sums over all images, then over the images that each resample drew."""
     random = np.random.default_rng(seed)
-    step = max(1, CELLS // len(first))
+    step = max(1, CELLS // max(len(sums), 1))
+    parts = [sums.sum(0, keepdims=True, dtype=np.float64)]
     for start in range(0, repetitions, step):
         rows = min(step, repetitions - start)
-        sums = image_weights(len(first), rows, int(random.integers(2**63))) @ both
-        draws.append(value(sums[:, width:]) - value(sums[:, :width]))
-    sums = both.sum(0)[None]
-    return interval(float(value(sums[:, :width])[0]), float(value(sums[:, width:])[0]), np.concatenate(draws), level)
+        parts.append(image_weights(len(sums), rows, int(random.integers(2**63))) @ sums)
+    return np.concatenate(parts)
 
 
 def interval(first: float, second: float, draws: Float[np.ndarray, " B"], level: float = 0.95) -> Difference:

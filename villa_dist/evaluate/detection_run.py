@@ -24,7 +24,7 @@ from villa_dist.evaluate import known_boxes
 from villa_dist.evaluate.classes import Classes
 from villa_dist.evaluate.errors import EvaluationError
 from villa_dist.evaluate.known_boxes import KNOWN, TruthFile
-from villa_dist.evaluate.models_measured import Measured, put_class_vectors
+from villa_dist.evaluate.models_measured import put_class_vectors, rows
 from villa_dist.evaluate.zero_shot import read_templates
 from villa_dist.observe import LOG
 from villa_dist.stages.detect import schema
@@ -37,11 +37,6 @@ ENGINES = {  # what they import, by engine and protocol
 }
 ONE_PROMPT = ("a photo of a {}",)
 RunStage = Callable[..., Any]  # Pipeline._shards
-
-
-def rows(config: Config) -> list[Measured]:
-    """The run's VLMs, then the baselines."""
-    return [*map(Measured, claims.jobs(config)), *(Measured(b.row, b) for b in config.evaluate.baselines)]
 
 
 def check(config: Config) -> None:
@@ -62,9 +57,6 @@ def check(config: Config) -> None:
     if wanted.truth is not None:
         truth = known_boxes.read_file(wanted.truth).truth
         choice.chosen(wanted, truth.names, truth.categories.tolist(), wanted.truth)
-    for row in rows(config):
-        if row.baseline is not None:
-            row.digest(config)
 
 
 def detection(config: Config, split: str, run: RunStage) -> dict[str, Any]:

@@ -17,11 +17,11 @@ from shards import sidecar
 from villa_dist.config_evaluate import DetectionConfig
 from villa_dist.evaluate.ap_bootstrap import ap_draws, drawn_weights
 from villa_dist.evaluate.average_precision import by_group
-from villa_dist.evaluate.bootstrap import interval, ratio
+from villa_dist.evaluate.bootstrap import ratio
 from villa_dist.evaluate.classes import Classes
 from villa_dist.evaluate.coco_engine import coco_average_precision
 from villa_dist.evaluate.detection import Detections
-from villa_dist.evaluate.errors import EvaluationError
+from villa_dist.evaluate.figures import interval_of, rounded
 from villa_dist.evaluate.known_boxes import SplitTruth
 from villa_dist.evaluate.lvis_engine import lvis_average_precision
 from villa_dist.evaluate.models_measured import Measured
@@ -166,22 +166,9 @@ def differences(config: DetectionConfig, rows: Sequence[Row]) -> list[dict[str, 
     return found
 
 
-def interval_of(draws: np.ndarray) -> list[float] | None:
-    """95 % of the resamples lie in it, in percent; None where the figure is undefined on most of them."""
-    if not np.isfinite(draws[0]):
-        return None
-    try:
-        found = interval(0.0, float(draws[0]), draws[1:])
-    except EvaluationError:
-        return None
-    return [percent(found.low, negative=True), percent(found.high, negative=True)]  # type: ignore[list-item]
-
-
 def percent(value: float, *, negative: bool = False) -> float | None:
     """negative: of a difference; elsewhere -1 says that there is nothing of the kind."""
-    if not np.isfinite(value) or (value < 0 and not negative):
-        return None
-    return round(100.0 * value, 4)
+    return None if value < 0 and not negative else rounded(value)
 
 
 def lines(result: dict[str, Any]) -> list[str]:

@@ -6,28 +6,18 @@ Letters: N boxes, P phrases (the positive first), Q queries, M targets, C classe
 from __future__ import annotations
 
 import csv
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Int
 
+from shards.sources.base import nearest
 from villa_dist.evaluate.errors import EvaluationError
 from villa_dist.evaluate.retrieval import similarity
 
-CHUNK = 1024
-
-
-@dataclass(frozen=True)
-class PhraseBox:
-    """A box (x, y, width, height in pixels) of `image` and its phrases, the right one first."""
-
-    image: str
-    box: tuple[float, float, float, float]
-    phrases: tuple[str, ...]
+CELLS = 2**24  # scores in memory at a time
 
 
 @dataclass(frozen=True)
@@ -42,39 +32,6 @@ class PhraseRanks:
     def metrics(self) -> dict[str, float]:
         names = {"mean_rank": self.rank, "top1": self.top1, "mean_rank_ties_lost": self.worst_rank}
         return {name: float(v.mean()) if len(v) else float("nan") for name, v in names.items()}
-
-
-def read_phrases(path: str | Path, *, negatives: int = 10) -> tuple[PhraseBox, ...]:
-    """Rows of FG-OVD as JSON lines: img_path, bbox, pos_expression, neg_expression.
-
-    Raises: EvaluationError naming file and line for a row without exactly one positive and `negatives` negatives, a
-    negative that repeats or is the positive, and a box that is not finite or has no area.
-    """
-    try:
-        lines = Path(path).read_text(encoding="utf-8").splitlines()
-    except OSError as error:
-        raise EvaluationError(f"{path}: cannot be read: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise EvaluationError(f"{path}: not UTF-8: {error}") from None
-    return tuple(_phrase_box(line, f"{path}:{n}", negatives) for n, line in enumerate(lines, 1) if line.strip())
-
-
-def _phrase_box(line: str, place: str, negatives: int) -> PhraseBox:
-    try:
-        row: dict[str, Any] = json.loads(line)
-        image, box = str(row["img_path"]), tuple(float(v) for v in row["bbox"])
-        positive, negative = row["pos_expression"], row["neg_expression"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise EvaluationError(f"{place}: no FG-OVD row ({type(error).__name__}: {error})") from None
-    phrases = [positive] if isinstance(positive, str) else positive
-    if not all(isinstance(p, list) for p in (phrases, negative)) or len(phrases) != 1 or len(negative) != negatives:
-        raise EvaluationError(f"{place}: a row needs 1 positive and {negatives} negative phrases")
-    every = (*phrases, *negative)
-    if not all(isinstance(p, str) and p.strip() for p in every) or len(set(every)) < len(every):
-        raise EvaluationError(f"{place}: a phrase is empty or occurs twice")
-    if len(box) != 4 or not np.isfinite(box).all() or min(box[2:]) <= 0:
-        raise EvaluationError(f"{place}: box {box} must be x, y, width, height with an area")
-    return PhraseBox(image, box, every)
 
 
 def phrase_ranks(score: Float[np.ndarray, "N P"]) -> PhraseRanks:
@@ -113,7 +70,10 @@ def read_labels(path: str | Path, *, key: str, classes: Sequence[str]) -> Labels
             reader = csv.DictReader(file)
             missing = [c for c in (key, *classes) if c not in (reader.fieldnames or [])]
             if missing:
-                raise EvaluationError(f"{path}: no column {missing[0]!r}; it has {', '.join(reader.fieldnames or [])}")
+                there = list(reader.fieldnames or [])
+                raise EvaluationError(
+                    f"{path}: no column {missing[0]!r}{nearest(missing[0], there)}; it has {', '.join(there)}"
+                )
             rows = [(reader.line_num, row) for row in reader]
     except OSError as error:
         raise EvaluationError(f"{path}: cannot be read: {error.strerror}") from error
@@ -152,8 +112,9 @@ def precision_at(
     if not ks or min(ks) < 1 or max(ks) > len(target):
         raise EvaluationError(f"ks are {list(ks)}; each must be from 1 to the {len(target)} targets")
     rows = [np.zeros((0, len(ks)))]
-    for start in range(0, len(query), CHUNK):
-        part = slice(start, start + CHUNK)
+    chunk = max(1, CELLS // len(target))
+    for start in range(0, len(query), chunk):
+        part = slice(start, start + chunk)
         score = similarity(query[part], target)
         right = query_label[part, None] == target_label[None]
         ranked = -np.partition(-score, [k - 1 for k in ks], axis=1)

@@ -84,7 +84,14 @@ def class_vectors(
 
     Raises: EvaluationError for embeddings that are not finite or of zero length.
     """
-    return np.stack([ensemble(encode(class_prompts(name, templates))[None])[0] for name in names])
+    return prompt_vectors([class_prompts(name, templates) for name in names], encode)
+
+
+def prompt_vectors(
+    prompts: Sequence[Sequence[str]], encode: Callable[[list[str]], Float[np.ndarray, "N D"]]
+) -> Float[np.ndarray, "C D"]:
+    """`class_vectors` of classes that have prompts of their own, at least one each."""
+    return np.stack([ensemble(encode(list(texts))[None])[0] for texts in prompts])
 
 
 def ensemble(prompts: Float[np.ndarray, "C T D"]) -> Float[np.ndarray, "C D"]:

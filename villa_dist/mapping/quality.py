@@ -135,9 +135,15 @@ def _of(name: str) -> str:
 def outlying(of_shard: Mapping[str, Mapping[str, float]]) -> dict[str, str]:
     """Shards whose presence is far below that of most, with what it is: their images or texts are of another kind."""
     values = {s: q["presence"] for s, q in of_shard.items() if "presence" in q}
+    middle = median(values.values()) if values else 0.0
+    low = sorted(s for s in far(values) if values[s] < middle)
+    return {s: f"presence {values[s]:.3f}, of most {middle:.3f}" for s in low}
+
+
+def far(values: Mapping[str, float]) -> list[str]:
+    """Shards whose value is far from that of most, in their order; none of fewer than eight shards."""
     if len(values) < 8:
-        return {}
+        return []
     middle = median(values.values())
     spread = max(median(abs(v - middle) for v in values.values()), 0.005)
-    low = sorted(s for s, v in values.items() if v < middle - OUTLYING * spread)
-    return {s: f"presence {values[s]:.3f}, of most {middle:.3f}" for s in low}
+    return [s for s, v in values.items() if abs(v - middle) > OUTLYING * spread]

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from villa_dist.names import TITLES
-from villa_dist.report.text import count, figure, listed, number, signed
+from villa_dist.report.text import between, count, figure, listed, number, signed
 
 BOXES = {"truth": "true boxes", "proposals": "proposals"}
 
@@ -50,7 +50,7 @@ def detection_tables(results: Mapping[str, Any]) -> list[DetectionTable]:
                     model,
                     TITLES.get(model, model),
                     tuple(_value(told.get(group) or {}, m, m == metric) for _, group, m in columns)
-                    + tuple((number(told.get(k)), _interval(told.get(f"{k}_interval"))) for k in accuracy),
+                    + tuple((number(told.get(k)), between(told.get(f"{k}_interval"))) for k in accuracy),
                     _against(measured.get("differences") or (), model, mode, metric),
                 )
                 for model, told in here.items()
@@ -63,11 +63,7 @@ def detection_tables(results: Mapping[str, Any]) -> list[DetectionTable]:
 
 
 def _value(told: Mapping[str, Any], metric: str, main: bool) -> tuple[float | None, str]:
-    return number(told.get(metric)), _interval(told.get("interval")) if main else ""
-
-
-def _interval(value: Any) -> str:
-    return f"{figure(value[0], 1)} to {figure(value[1], 1)}" if isinstance(value, list) and len(value) == 2 else ""
+    return number(told.get(metric)), between(told.get("interval")) if main else ""
 
 
 def _against(differences: Sequence[Mapping[str, Any]], model: str, mode: str, metric: str) -> str:

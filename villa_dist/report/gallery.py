@@ -92,24 +92,37 @@ def has_truth(config: Config, split: str) -> bool:
 
 def pictures(config: Config, split: str, wanted: int = IMAGES) -> list[Picture]:
     """Images spread evenly over all shards of a split. Raises: ShardError when an input is damaged or missing."""
-    words = vocabulary.read(Store(config.run))
-    dataset = f"{config.run}/{split}"
-    samples = Samples(dataset, None, images=True, max_pixels=config.data.max_pixels)
-    judge = has_truth(config, split)
-    made: list[Picture] = []
-    pairs: dict[str, list[RegionAttributePairs]] = {}
-    truth: dict[str, list[RegionAttributePairs]] = {}
-    for index, row in chosen_rows(samples.manifest.samples, wanted):
-        shard = samples.manifest.shards[index]
-        if shard not in pairs:
-            pairs = {shard: pair_rows(config, split, "pairs", shard)}  # rows come shard by shard: one is held at a time
-            truth = {shard: pair_rows(config, split, "truth", shard)} if judge else {}
-        base: BaseShard = samples.shard(index).base
-        sample = samples.row(index, row)
+    known = Known(config, split)
+    return [known.picture(index, row) for index, row in chosen_rows(known.samples.manifest.samples, wanted)]
+
+
+class Known:
+    """Images of a split with their pairs, and true pairs where there are some. One shard's pairs are held at a time."""
+
+    def __init__(self, config: Config, split: str) -> None:
+        self.config, self.split = config, split
+        self.phrases = vocabulary.read(Store(config.run)).phrases
+        self.samples = Samples(f"{config.run}/{split}", None, images=True, max_pixels=config.data.max_pixels)
+        self.judge = has_truth(config, split)
+        self._shard = ""
+        self._pairs: list[RegionAttributePairs] = []
+        self._truth: list[RegionAttributePairs] = []
+
+    def picture(self, index: int, row: int, side: int = LARGE_SIDE) -> Picture:
+        """Row `row` of shard `index`. side: of the picture at most; smaller images are not scaled.
+
+        Raises: ShardError.
+        """
+        shard = self.samples.manifest.shards[index]
+        if shard != self._shard:
+            self._pairs = pair_rows(self.config, self.split, "pairs", shard)
+            self._truth = pair_rows(self.config, self.split, "truth", shard) if self.judge else []
+            self._shard = shard
+        base: BaseShard = self.samples.shard(index).base
+        sample = self.samples.row(index, row)
         assert sample.pixels is not None
-        known = truth[shard][row] if judge else None
-        made.append(picture(base.keys[row], sample.text, sample.pixels, pairs[shard][row], known, words.phrases))
-    return made
+        known = self._truth[row] if self.judge else None
+        return picture(base.keys[row], sample.text, sample.pixels, self._pairs[row], known, self.phrases, side)
 
 
 def chosen_rows(samples: Sequence[int], wanted: int) -> list[tuple[int, int]]:
@@ -129,6 +142,7 @@ def picture(
     pairs: RegionAttributePairs,
     truth: RegionAttributePairs | None,
     phrases: Sequence[str],
+    side: int = LARGE_SIDE,
 ) -> Picture:
     """One image with its regions, numbered from 1; truth None: nothing is known, so nothing is judged."""
     height, width = pixels.shape[:2]
@@ -136,7 +150,9 @@ def picture(
     counts = {v: sum(m.verdict == v for r in every for m in r.marks) for v in VERDICTS}
     shown = place_badges([capped(r) for r in every[:MOST_REGIONS]], pixels)
     small = max(width, height) <= SMALL_SIDE
-    return Picture(key, text, data_uri(pixels), width, height, small, tuple(shown), len(every) - len(shown), counts)
+    return Picture(
+        key, text, data_uri(pixels, side), width, height, small, tuple(shown), len(every) - len(shown), counts
+    )
 
 
 def judged(pairs: RegionAttributePairs, truth: RegionAttributePairs, phrases: Sequence[str]) -> list[Region]:
@@ -145,7 +161,7 @@ def judged(pairs: RegionAttributePairs, truth: RegionAttributePairs, phrases: Se
     A right pair stands at the true region it found; a wrong one at the true region its box meets best.
     """
     found_P = matched(pairs, truth)
-    home_K = _home(pairs.boxes, truth.boxes)
+    home_K = home_of(pairs.boxes, truth.boxes)
     marks: list[list[tuple[int, int, Mark]]] = [[] for _ in range(len(truth.boxes) + len(pairs.boxes))]
 
     def add(place: int, verdict: str, attribute: int, score: float | None) -> None:
@@ -168,7 +184,7 @@ def judged(pairs: RegionAttributePairs, truth: RegionAttributePairs, phrases: Se
     ]
 
 
-def _home(boxes: Float[np.ndarray, "K 4"], true: Float[np.ndarray, "T 4"]) -> Int[np.ndarray, " K"]:
+def home_of(boxes: Float[np.ndarray, "K 4"], true: Float[np.ndarray, "T 4"]) -> Int[np.ndarray, " K"]:
     """Where each box is shown: the true region it meets best, else a place of its own, numbered from T."""
     own_K = len(true) + np.arange(len(boxes))
     if not len(boxes) or not len(true):
@@ -222,15 +238,15 @@ def _busy(pixels: UInt8[np.ndarray, "H W 3"], corner: tuple[float, float], side:
     return float(under.std()) if under.size else 0.0
 
 
-def data_uri(pixels: UInt8[np.ndarray, "H W 3"]) -> str:
-    """PNG for small images, whose pixels are shown as they are; JPEG of at most LARGE_SIDE for others."""
+def data_uri(pixels: UInt8[np.ndarray, "H W 3"], side: int = LARGE_SIDE) -> str:
+    """PNG for small images, whose pixels are shown as they are; JPEG of at most `side` for others."""
     image, handle = Image.fromarray(pixels), io.BytesIO()
     if max(image.size) <= SMALL_SIDE:
         image.save(handle, "PNG", optimize=True)
         kind = "png"
     else:
-        image.thumbnail((LARGE_SIDE, LARGE_SIDE))
-        image.save(handle, "JPEG", quality=85)
+        image.thumbnail((side, side))
+        image.save(handle, "JPEG", quality=85 if side > SMALL_SIDE else 75)
         kind = "jpeg"
     return f"data:image/{kind};base64," + base64.b64encode(handle.getvalue()).decode()
 

@@ -51,7 +51,8 @@ def _difference(score: Score, name: str) -> str:
     points = figure(abs(score.difference), 1)
     if points == figure(0.0, 1):
         return f"level with the one-to-one VLM in {name}"
-    return f"{points} points {'above' if score.difference > 0 else 'below'} the one-to-one VLM in {name}"
+    span = f" (95%: {score.paired})" if score.paired else ""
+    return f"{points} points {'above' if score.difference > 0 else 'below'} the one-to-one VLM in {name}{span}"
 
 
 def _gap(results: SplitResults) -> list[str]:

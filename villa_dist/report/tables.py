@@ -9,9 +9,12 @@ from typing import Any
 from shards import sidecar
 from shards.commit import Marker, StageFolder
 from shards.store import Store
+from villa_dist.evaluate.items import Items
+from villa_dist.mapping import quality
 from villa_dist.names import TITLES, VLMS
 from villa_dist.profile import binding, worker_seconds
-from villa_dist.report.text import count, number
+from villa_dist.report.attributes import paired
+from villa_dist.report.text import between, count, number
 
 SPLITS = ("train", "validation", "test")
 STAGES = {
@@ -26,18 +29,23 @@ STAGES = {
     "evaluate-ground_truth": "evaluate, ground truth",
     "boxes": "known boxes",
 }
-DETECT = "detect-"
+BY_MODEL = ("detect", "whole", "phrases")  # stages with a folder a model, such as detect-villa
 MOST_EXAMPLES = 20
 MIN_GAP = 0.5  # points; a share of a smaller gap says more about noise than about the method
 
 
 @dataclass(frozen=True)
 class Score:
-    """A metric in percent, its difference to the one-to-one VLM in points, the share of the gap closed in percent."""
+    """A metric in percent, its difference to the one-to-one VLM in points, the share of the gap closed in percent.
+
+    interval, paired: of the value and of the difference, in words; empty where none is known.
+    """
 
     value: float | None
     difference: float | None
     closed: float | None
+    interval: str = ""
+    paired: str = ""
 
 
 @dataclass(frozen=True)
@@ -64,16 +72,19 @@ class SplitResults:
         return next((r for r in self.rows if r.job == job), None)
 
 
-def by_split(results: Mapping[str, Any]) -> list[SplitResults]:
+Kept = Mapping[str, Mapping[str, Items]]  # split -> job -> what evaluate has kept
+
+
+def by_split(results: Mapping[str, Any], kept: Kept | None = None) -> list[SplitResults]:
     """Every split of results.json, `test` first."""
     splits = dict(results.get("splits") or {})
     if not splits and results.get("metrics"):
         splits = {"test": results["metrics"]}
     order = sorted(splits, key=lambda s: (s != "test", s))
-    return [split_results(s, splits[s]) for s in order if splits[s]]
+    return [split_results(s, splits[s], (kept or {}).get(s, {})) for s in order if splits[s]]
 
 
-def split_results(split: str, measured: Mapping[str, Any]) -> SplitResults:
+def split_results(split: str, measured: Mapping[str, Any], items: Mapping[str, Items]) -> SplitResults:
     jobs = [job for job in VLMS if measured.get(job)]
     mapping = measured.get("mapping") or {}
     groups = tuple(dict.fromkeys(g for job in jobs for g in measured[job].get("a2r_by_group") or {}))
@@ -81,8 +92,8 @@ def split_results(split: str, measured: Mapping[str, Any]) -> SplitResults:
         ResultRow(
             job,
             TITLES[job],
-            score(measured, job, "a2r"),
-            score(measured, job, "r2a"),
+            score(measured, job, "a2r", items),
+            score(measured, job, "r2a", items),
             tuple(number((measured[job].get("a2r_by_group") or {}).get(g)) for g in groups),
         )
         for job in jobs
@@ -91,11 +102,13 @@ def split_results(split: str, measured: Mapping[str, Any]) -> SplitResults:
     return SplitResults(split, regions, groups, rows, mapping, tuple(mapping.get("f1_by_group") or {}))
 
 
-def score(measured: Mapping[str, Any], job: str, metric: str) -> Score:
+def score(measured: Mapping[str, Any], job: str, metric: str, items: Mapping[str, Items]) -> Score:
     mine, base, best = (number((measured.get(j) or {}).get(metric)) for j in (job, "one_to_one", "ground_truth"))
+    interval = between((measured.get(job) or {}).get(f"{metric}_interval"))
     if job == "one_to_one" or mine is None or base is None:
-        return Score(mine, None, None)
-    return Score(mine, mine - base, gap_closed(mine, base, best))
+        return Score(mine, None, None, interval)
+    difference = paired(items.get("one_to_one"), items.get(job), metric)
+    return Score(mine, mine - base, gap_closed(mine, base, best), interval, difference.span if difference else "")
 
 
 def gap_closed(mine: float, base: float, best: float | None) -> float | None:
@@ -175,8 +188,8 @@ def profile(run: str) -> list[StageRow]:
     """Every stage that has committed a shard, split by split."""
     rows = []
     for split in SPLITS:
-        detect = [f for f in Store(f"{run}/{split}").folders() if f.startswith(DETECT)]
-        for folder, stage in {**STAGES, **{f: f"detect, {_model(f)}" for f in sorted(detect)}}.items():
+        by_model = [f for f in Store(f"{run}/{split}").folders() if f.partition("-")[0] in BY_MODEL]
+        for folder, stage in {**STAGES, **{f: _by_model(f) for f in sorted(by_model)}}.items():
             shards = samples = 0
             seconds: dict[str, float] = {}
             counts: dict[str, float] = {}
@@ -185,15 +198,20 @@ def profile(run: str) -> list[StageRow]:
                 _add(seconds, marker.seconds)
                 _add(counts, marker.counts)
             if shards:
-                made = ", ".join(f"{count(n)} {name}" for name, n in sorted(counts.items()))
+                made = ", ".join(f"{count(n)} {name}" for name, n in sorted(counts.items()) if not _of_quality(name))
                 parts = tuple(sorted(seconds.items(), key=lambda part: -part[1]))
                 rows.append(StageRow(split, folder, stage, shards, samples, made, parts))
     return rows
 
 
-def _model(folder: str) -> str:
-    name = folder.removeprefix(DETECT)
-    return TITLES.get(name, name)
+def _of_quality(name: str) -> bool:
+    """Whether a count is a part of the mapping's quality, which has a section of its own."""
+    return ":" in name or any(name in parts for measure, parts in quality.PARTS.items() if measure != "empty")
+
+
+def _by_model(folder: str) -> str:
+    stage, _, name = folder.partition("-")
+    return f"{stage}, {TITLES.get(name, name)}"
 
 
 def _add(total: dict[str, float], more: Mapping[str, float]) -> None:

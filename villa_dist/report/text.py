@@ -47,6 +47,13 @@ def percent(value: object, digits: int = 1) -> str:
     return NONE if known is None else f"{figure(known, digits)}%"
 
 
+def between(interval: object, digits: int = 1) -> str:
+    """`58.1 to 64.0`, of a list of two figures; empty for anything else."""
+    if not isinstance(interval, list) or len(interval) != 2 or any(number(v) is None for v in interval):
+        return ""
+    return f"{figure(interval[0], digits)} to {figure(interval[1], digits)}"
+
+
 def count(value: object, one: str = "", many: str = "") -> str:
     """`1 image`, `1,234 images`."""
     known = number(value)

@@ -43,7 +43,7 @@ class StageRequest:
         """Whether a GPU is of use."""
         if self.stage == "boxes":
             return self.params.get("proposals") == "make" and self.config.regions.proposals == "hf"
-        return self.stage in ("pairs", "embed", "detect") or (
+        return self.stage in ("pairs", "embed", "detect", "whole", "phrases") or (
             self.stage == "regions" and bool(self.params.get("model") or self.config.regions.proposals == "hf")
         )
 

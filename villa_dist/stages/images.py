@@ -39,11 +39,12 @@ def embed_regions(
     config: Config,
     width: int,
     place: str,
+    what: str = "region",
 ) -> Tensor:
     """`embed(pixels, boxes, image_of, sizes)` over a window, batch by batch, where `model` is and in `model.dtype`.
 
-    boxes[i]: of window[i]. place: of the shard, for messages. Returns R x width in fp32 on the CPU, in the order of
-    `boxes`. Raises: ShardError when an embedding is not finite.
+    boxes[i]: of window[i]. place: of the shard, and what: the embeddings are of, for messages. Returns R x width in fp32 on
+    the CPU, in the order of `boxes`. Raises: ShardError when an embedding is not finite.
     """
     whole = torch.zeros(sum(len(b) for b in boxes), width)
     device = next(model.parameters()).device
@@ -53,7 +54,7 @@ def embed_regions(
                 inputs = (batch.pixels, batch.boxes, batch.image_of, batch.sizes)
                 whole[batch.places] = embed(*(t.to(device) for t in inputs)).float().cpu()
     if not bool(torch.isfinite(whole).all()):
-        raise ShardError(f"shard {place}: region embeddings hold NaN or infinity; the model is damaged, train it again")
+        raise ShardError(f"shard {place}: {what} embeddings hold NaN or infinity; the model is damaged, train it again")
     return whole
 
 

@@ -11,8 +11,10 @@ from villa_dist.stages.detect import DetectStage
 from villa_dist.stages.embed import EmbedStage
 from villa_dist.stages.ingest import IngestStage
 from villa_dist.stages.pairs import PairsStage
+from villa_dist.stages.phrases import PhrasesStage
 from villa_dist.stages.regions import RegionsStage
 from villa_dist.stages.vocabulary import VocabularyStage
+from villa_dist.stages.whole import WholeStage
 
 STAGES: dict[str, Callable[[StageRequest], ShardStage]] = {
     "ingest": IngestStage,
@@ -22,6 +24,8 @@ STAGES: dict[str, Callable[[StageRequest], ShardStage]] = {
     "embed": EmbedStage,
     "boxes": BoxesStage,
     "detect": DetectStage,
+    "whole": WholeStage,
+    "phrases": PhrasesStage,
 }
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -44,13 +44,18 @@ class Sample:
     members: dict[str, bytes]
 
 
-def windows(base: BaseShard, config: Config, timers: Timers, *, pixels: bool) -> Iterator[list[Sample]]:
+Only = Callable[[str, Mapping[str, bytes]], bool]  # of a sample's key and members
+
+
+def windows(
+    base: BaseShard, config: Config, timers: Timers, *, pixels: bool, only: Only | None = None
+) -> Iterator[list[Sample]]:
     """All samples in tar order, in runs of up to `regions.batch_images` and HELD_PIXELS (one image that is over stands
-    alone).
+    alone). only: those it holds for; the others are not decoded.
 
     timers: `read` and `decode` of the threads, `wait` of the caller. Raises: ShardError when the shard is not as committed.
     """
-    filling = _filled(base, config, timers, pixels)
+    filling = _filled(base, config, timers, pixels, only)
     ready = in_order(repeat(partial(next, filling, None)), 1)
     try:
         while True:
@@ -76,11 +81,11 @@ def spans(areas: Iterable[int], most: int) -> Iterator[range]:
         yield range(start, end)
 
 
-def _filled(base: BaseShard, config: Config, timers: Timers, pixels: bool) -> Iterator[list[Sample]]:
+def _filled(base: BaseShard, config: Config, timers: Timers, pixels: bool, only: Only | None) -> Iterator[list[Sample]]:
     held: deque[Sample] = deque()
 
     def areas() -> Iterator[int]:
-        for sample in _decoded(base, config, timers, pixels):
+        for sample in _decoded(base, config, timers, pixels, only):
             held.append(sample)
             yield sample.width * sample.height if pixels else 0
 
@@ -88,7 +93,7 @@ def _filled(base: BaseShard, config: Config, timers: Timers, pixels: bool) -> It
         yield [held.popleft() for _ in span]
 
 
-def _decoded(base: BaseShard, config: Config, timers: Timers, pixels: bool) -> Iterator[Sample]:
+def _decoded(base: BaseShard, config: Config, timers: Timers, pixels: bool, only: Only | None) -> Iterator[Sample]:
     def decode(row: int, key: str, members: dict[str, bytes]) -> Sample:
         start = time.perf_counter()
         try:
@@ -102,7 +107,9 @@ def _decoded(base: BaseShard, config: Config, timers: Timers, pixels: bool) -> I
         return Sample(row, key, width, height, found, kept)
 
     tasks = (
-        partial(decode, row, key, members) for row, (key, members) in enumerate(timers.each("read", base.samples()))
+        partial(decode, row, key, members)
+        for row, (key, members) in enumerate(timers.each("read", base.samples()))
+        if only is None or only(key, members)
     )
     threads = config.regions.decode_threads
     return (task() for task in tasks) if threads == 1 else in_order(tasks, AHEAD * threads, threads)

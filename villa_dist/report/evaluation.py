@@ -1,0 +1,87 @@
+"""The report's part on recall, classes and hard negatives: a table a split (and subset), and a sentence. Pure functions."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from villa_dist.evaluate.figures import Table, tables
+from villa_dist.names import TITLES
+from villa_dist.report.text import between, count, figure, listed, number, signed
+
+WAYS = {
+    "i2t": "image→text R@",
+    "t2i": "text→image R@",
+    "class_to_image": "class→image P@",
+    "image_to_text": "image→text P@",
+}
+NAMES = {
+    "top1": "top-1",
+    "balanced": "top-1, mean over classes",
+    "mean_rank": "mean rank",
+    "mean_rank_ties_lost": "mean rank, ties lost",
+}
+NOTES = {
+    "recall": "A query scores where one of its own is among the k best, ties by expectation; equal texts are one text. In "
+    "percent, with the interval of 95% of the resamples of queries.",
+    "classes": "top-1: an image's nearest class by its prompts. P@k: the share of the k best that have the class, mean over "
+    "classes. In percent, with the interval of 95% of the resamples of images.",
+    "fine_grained": "top-1: the right phrase is nearer to its box than each negative, in percent. Mean rank: 1 is best. "
+    "With the interval of 95% of the resamples of images.",
+}
+
+
+@dataclass(frozen=True)
+class EvaluationRow:
+    """values: a figure and its interval, or "", for each column; against: ViLLA's difference in the first column."""
+
+    job: str
+    label: str
+    values: tuple[tuple[float | None, str], ...]
+    against: str
+
+
+@dataclass(frozen=True)
+class EvaluationTable:
+    part: str
+    title: str
+    split: str
+    size: str
+    columns: tuple[str, ...]
+    rows: tuple[EvaluationRow, ...]
+    note: str
+
+
+def evaluation_tables(results: Mapping[str, Any]) -> list[EvaluationTable]:
+    """Of results.json; what it lacks is left out."""
+    return [_shown(table) for table in tables(results)]
+
+
+def _shown(table: Table) -> EvaluationTable:
+    rows = []
+    for job, told in table.result["models"].items():
+        intervals = told.get("intervals") or {}
+        values = tuple((number(told.get(f)), between(intervals.get(f))) for f in table.figures)
+        d = table.against(job)
+        against = f"{signed(d['difference'], 1)} ({' to '.join(signed(v, 1) for v in d['interval'])})" if d else ""
+        rows.append(EvaluationRow(job, TITLES.get(job, job), values, against))
+    columns = tuple(map(column_of, table.figures))
+    return EvaluationTable(table.part, table.title, table.split, table.size, columns, tuple(rows), NOTES[table.part])
+
+
+def column_of(name: str) -> str:
+    way, _, k = name.partition("@")
+    return f"{WAYS[way]}{k}" if way in WAYS else NAMES.get(name, name)
+
+
+def sentences(shown: Sequence[EvaluationTable]) -> list[str]:
+    """The main figure of all models, one sentence a part, of its first table."""
+    first = {table.part: table for table in reversed(shown)}
+    return [_sentence(first[part]) for part in NOTES if part in first and first[part].rows]
+
+
+def _sentence(table: EvaluationTable) -> str:
+    told = [f"{figure(r.values[0][0], 1)}% for {r.label}" for r in table.rows]
+    where = f"the {table.split} split ({table.size}; {count(len(table.rows), 'model')})"
+    return f"{table.title}, on {where}: {table.columns[0]} is {listed(told)}."
