@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import shlex
 import subprocess
@@ -174,6 +175,54 @@ def test_without_following_it_ends_when_the_checks_are_done() -> None:
     told: list[str] = []
     assert follow(client, "job", told.append, until_started=True) == "RUNNING"
     assert client.calls < len(client.pieces)
+
+
+class Lost(Client):
+    """A job whose log ends in the middle, with what asking for its status raises from then on; `hangs`: without an end."""
+
+    def __init__(self, error: Exception, *, hangs: bool = False) -> None:
+        super().__init__(log_of("first"), "RUNNING")
+        self.error, self.hangs, self.asked = error, hangs, 0
+
+    def get_job_status(self, name: str) -> Any:
+        self.asked += 1
+        raise self.error
+
+    async def tail_job_logs(self, name: str) -> AsyncIterator[str]:
+        if self.asked:
+            raise ConnectionRefusedError("nobody there")
+        for piece in self.pieces:
+            yield piece
+        if self.hangs:
+            await asyncio.sleep(3600)
+
+
+def test_a_head_that_is_lost_is_told_once_and_not_waited_for_for_ever(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(submit, "AWAY_SECONDS", 0.3)
+    client, told = Lost(ConnectionRefusedError("nobody there")), []
+    with caplog.at_level("INFO"), pytest.raises(submit.LostJob, match=r"answered for 0 s: job job .*submit again"):
+        follow(client, "job", told.append)
+    assert told == ["first"] and client.asked > 10
+    assert sum("is cut off" in record.message for record in caplog.records) <= 1
+
+
+def test_a_head_that_closes_no_connection_is_found_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(submit, "SILENT_SECONDS", 0.05)
+    monkeypatch.setattr(submit, "AWAY_SECONDS", 0.1)
+    with pytest.raises(submit.LostJob, match="no job server has answered"):
+        follow(Lost(TimeoutError("no answer"), hangs=True), "job", print)
+
+
+def test_another_cluster_in_the_place_of_the_lost_one_is_told() -> None:
+    from ray.exceptions import AuthenticationError
+
+    unknown = RuntimeError("Request failed with status code 404: Job job does not exist.")
+    for error, said in ((unknown, "does not know job job"), (AuthenticationError("no"), "takes another token")):
+        with pytest.raises(submit.LostJob, match=rf"{said}.*[Ss]ubmit again") as caught:
+            follow(Lost(error), "job", print)
+        assert caught.value.exit_code == 1
 
 
 # ---- on the cluster
