@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import ray
 from ray.exceptions import RayError
@@ -29,6 +29,8 @@ START_SECONDS = 300.0
 START_FAILURES = 10  # in a row
 GIVEN_UP = 2  # shards that may fail for good before the fault is thought to be of all of them,
 GIVEN_UP_SHARE = 0.01  # or this share of those that are done
+READY: list[Any] = []  # actors that this process has started before it has a use for them (`cluster.probe`)
+T = TypeVar("T")
 
 
 class ShardWorker:
@@ -40,6 +42,9 @@ class ShardWorker:
 
     def node(self) -> str:
         return str(ray.get_runtime_context().get_node_id())
+
+    def call(self, function: Callable[..., T], *given: Any) -> T:
+        return function(*given)
 
     def process(self, job: Job, shard: str, upcoming: str | None) -> VillaError | None:
         """Commit one shard. What a user can mend is returned, not raised: it would fail anywhere, so no retry."""
@@ -54,12 +59,27 @@ class ShardWorker:
         return None
 
 
+def remote_worker(gpus: float = 0.0) -> Any:
+    """The class of a pool's actors, each with one CPU and `gpus`."""
+    return ray.remote(num_cpus=1, num_gpus=gpus, max_restarts=0, max_task_retries=0)(ShardWorker)
+
+
+def take_ready() -> list[Any]:
+    """The actors that are ready, which are the caller's from now on."""
+    taken = [*READY]
+    READY.clear()
+    return taken
+
+
 class ActorPool:
     """workers: actors alive at a time, each with one CPU and `gpus`. timeout: seconds a shard may take. attempts: failures
-    of one shard before the job is given up."""
+    of one shard before the job is given up. ready: actors of its kind to begin with."""
 
-    def __init__(self, workers: int, timeout: float, attempts: int, gpus: float = 0.0) -> None:
+    def __init__(
+        self, workers: int, timeout: float, attempts: int, gpus: float = 0.0, ready: Sequence[Any] = ()
+    ) -> None:
         self.workers, self.timeout, self.attempts, self.gpus = workers, timeout, attempts, gpus
+        self._ready = [*ready]
         self._starting: dict[Any, tuple[Any, float]] = {}  # node() call -> (actor, when)
         self._idle: list[Any] = []
         self._node: dict[Any, str] = {}
@@ -144,10 +164,9 @@ class ActorPool:
     def _fill(self, wanted: int) -> None:
         if len(self._starting) + len(self._node) >= wanted:
             return  # what follows costs more than all else that is done for a shard
-        options = {"num_cpus": 1, "num_gpus": self.gpus, "max_restarts": 0, "max_task_retries": 0}
-        worker = ray.remote(**options)(ShardWorker)
+        worker = remote_worker(self.gpus)
         while len(self._starting) + len(self._node) < wanted:
-            actor = worker.remote()
+            actor = self._ready.pop() if self._ready else worker.remote()
             self._starting[actor.node.remote()] = (actor, time.monotonic())
 
     def _wait(self, queue: LeaseQueue) -> list[tuple[Any, Exception | None]]:
@@ -228,6 +247,7 @@ class ActorPool:
 
     def close(self) -> None:
         """Stop all actors, so that the CPUs are free for training."""
-        for actor in [*self._node, *(a for a, _ in self._starting.values())]:
+        for actor in [*self._node, *(a for a, _ in self._starting.values()), *self._ready]:
             ray.kill(actor, no_restart=True)
+        self._ready = []
         self._starting, self._idle, self._node, self._calls = {}, [], {}, {}

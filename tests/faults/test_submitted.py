@@ -117,6 +117,10 @@ class Submitted(Watched):
             self._looked = time.monotonic()
             self._known = {n: {pid: command_line(pid) for pid in self.nodes.pids(n)} for n in STRUCK}
 
+    def hears(self, words: str) -> None:
+        """Until the submission has passed them on."""
+        self.until(lambda: words in self.log.read_text(), f"{words!r}")
+
     def driver(self) -> int:
         """The pid of the job's driver."""
         found = self.nodes.called("head", "-m cluster.probe run " + CONFIG)
@@ -212,12 +216,13 @@ def same(one: Submitted, undisturbed: Submitted, name: str) -> None:
 
 @pytest.mark.parametrize("stage", ["ingest", "vocabulary", "regions", "fit-mapping", "pairs", "train", "evaluate"])
 def test_a_raylet_killed(submitted: Submitted, undisturbed: Submitted, stage: str) -> None:
+    """What the node's worker had in its hands is with another by the time it goes on, and finds its raylet dead."""
     submitted.begin()
     node, stopped = submitted.strike(stage)
     submitted.nodes.kill_raylet(node)
+    submitted.hears("workers of training" if stage in JOBS else "goes back to the queue")
     go_on(stopped)
-    told = submitted.ended_well()
-    assert ("workers of training" if stage in JOBS else "goes back to the queue") in told
+    submitted.ended_well()
     same(submitted, undisturbed, f"a raylet killed in {stage}")
 
 
