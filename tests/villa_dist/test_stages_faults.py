@@ -22,6 +22,7 @@ from PIL import Image
 from safetensors.numpy import load, save
 
 import shards.commit
+from shards import manifest
 from shards.collect import Collector
 from shards.commit import Marker, StageFolder
 from shards.decode import decode_image
@@ -29,10 +30,14 @@ from shards.digest import sha256
 from shards.errors import ShardError, StorageFullError
 from shards.reader import BaseShard
 from shards.sample import ALL
+from shards.tar import TarWriter
 from villa_dist.config import Config
 from villa_dist.data.samples import Samples
+from villa_dist.pipeline import Pipeline
+from villa_dist.runner import LocalRunner
 
 SHARD = "000000"
+SHARDS = ["000000", "000001", "000002"]
 FROZEN = {"mapping": {"encoder": "frozen"}}
 ROW = 2  # the sample that is changed
 
@@ -142,6 +147,14 @@ def test_training_names_an_image_that_ingest_would_have_refused(run: Path, reaso
         training.row(0, ROW)
 
 
+def test_training_names_a_text_that_ingest_would_have_refused(run: Path) -> None:
+    key = changed(run, txt=b"caf\xe9")
+    manifest.write(StageFolder(f"{run}/train", "base"), SHARDS)
+    training = Samples(f"{run}/train", None, images=True, max_pixels=64_000_000, texts=True)
+    with pytest.raises(ShardError, match=rf"sample '{key}' cannot be used: not_utf8"):
+        training.row(0, ROW)
+
+
 def rebind(folder: StageFolder, digest: str) -> None:
     """Have a sidecar's marker say that it was made of another tar."""
     marker = folder.marker(SHARD)
@@ -188,6 +201,49 @@ def test_odd_pixel_formats_give_what_their_rgb_pixels_give(run: Path, folder: st
     committed_again(run, straight)
     STAGES[folder](frozen(run))
     assert frozen(run).bytes(folder, SHARD) == found
+
+
+def test_training_sees_the_rgb_pixels_of_odd_formats(run: Path) -> None:
+    strange = [({**odd(decode_image(had["png"]), n), "txt": had["txt"]}) for n, (_, had) in enumerate(samples(run))]
+    committed_again(run, [(key, new) for (key, _), new in zip(samples(run), strange, strict=True)])
+    manifest.write(StageFolder(f"{run}/train", "base"), SHARDS)
+    training = Samples(f"{run}/train", None, images=True, max_pixels=64_000_000, texts=True)
+    for row, members in enumerate(strange):
+        assert np.array_equal(training.row(0, row).pixels, decode_image(next(iter(members.values()))))
+
+
+@every_stage
+@pytest.mark.parametrize("damage", ["flipped", "cut", "gone"])
+def test_a_shard_that_is_not_what_was_committed_is_refused(run: Path, folder: str, damage: str) -> None:
+    tar = run / f"train/base/{SHARD}.tar"
+    data = bytearray(tar.read_bytes())
+    data[600] ^= 1
+    tar.write_bytes(data if damage == "flipped" else data[:-1024])
+    if damage == "gone":
+        tar.unlink()
+    said = {"flipped": "no longer has the content", "cut": "marker says", "gone": "is missing"}[damage]
+    with pytest.raises(ShardError, match=rf"{SHARD}\.tar.*{said}"):
+        STAGES[folder](frozen(run))
+    assert StageFolder(f"{run}/train", folder).shards_done() == []
+
+
+def test_ingest_refuses_a_bomb_and_takes_odd_pixel_formats_as_they_are(run: Path, tmp_path: Path) -> None:
+    pixels = [decode_image(had["png"]) for _, had in samples(run)]
+    given = {f"s{n}": odd(p, n) for n, p in enumerate(pixels)} | {"bomb": {"png": png(12_000)}}
+    (tmp_path / "data").mkdir()
+    with open(tmp_path / "data/a.tar", "wb") as file:
+        tar = TarWriter(file)
+        for key, members in given.items():
+            for suffix, data in {**members, "txt": b"a red thing"}.items():
+                tar.add(f"{key}.{suffix}", data)
+        tar.close()
+    values = {"run": str(tmp_path / "other"), "data": {"source": "shards", "train": str(tmp_path / "data")}}
+    result = Pipeline(Config.model_validate(values), LocalRunner()).run(["ingest"])
+    assert result["quarantined"] == {"too_many_pixels": 1} and result["images"]["train"] == len(pixels)
+    kept = dict(BaseShard(StageFolder(f"{tmp_path}/other/train", "base"), SHARD).samples())
+    assert {key: next(iter(m.items())) for key, m in kept.items()} == {
+        key: next(iter(m.items())) for key, m in given.items() if key != "bomb"
+    }
 
 
 # ---- numbers
