@@ -24,7 +24,7 @@ from shards.work import Again, Job, UnitWorker, process
 from villa_dist.observe import LOG
 
 POLL_SECONDS = 1.0
-NODE_CHECK_SECONDS = 5.0
+NODE_CHECK_SECONDS = 15.0  # each look costs the driver 5 ms; Ray tells most losses sooner, by errors of calls
 START_SECONDS = 300.0
 START_FAILURES = 10  # in a row
 GIVEN_UP = 2  # shards that may fail for good before the fault is thought to be of all of them,
