@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -114,3 +115,35 @@ def test_actors_leave_cpus_free_and_share_gpus() -> None:
     assert pool_size(RayConfig(), eight, on_device=True) == (2, 1.0)
     assert pool_size(RayConfig(gpus_per_worker=0.5), eight, on_device=True) == (4, 0.5)
     assert pool_size(RayConfig(workers=3), {"CPU": 9.0}, on_device=True) == (3, 0.0)
+
+
+class Ready:
+    """An actor that was started before there was a use for it."""
+
+    def __init__(self) -> None:
+        self.node = SimpleNamespace(remote=object)
+
+
+def test_actors_that_are_ready_are_taken_first_and_ended_with_the_pool(monkeypatch: pytest.MonkeyPatch) -> None:
+    from cluster import pool
+
+    killed: list[object] = []
+    monkeypatch.setattr(pool.ray, "kill", lambda actor, no_restart: killed.append(actor))
+    ready = [Ready(), Ready(), Ready()]
+    made = pool.ActorPool(3, 60.0, 2, ready=ready)
+    made._fill(2)
+    assert {id(actor) for actor, _ in made._starting.values()} <= {id(actor) for actor in ready}
+    assert len(made._starting) == 2
+    made.close()
+    assert {id(actor) for actor in killed} == {id(actor) for actor in ready}, "the third would hold a CPU for ever"
+
+
+def test_actors_that_no_pool_has_taken_are_ended_before_training(monkeypatch: pytest.MonkeyPatch) -> None:
+    from cluster import pool, runner
+
+    killed: list[object] = []
+    monkeypatch.setattr(runner.ray, "kill", lambda actor, no_restart: killed.append(actor))
+    monkeypatch.setattr(pool, "READY", [Ready()])
+    monkeypatch.setattr(runner, "train_on_ray", lambda request: killed.append(request))
+    runner.RayRunner(RayConfig()).train("request")  # type: ignore[arg-type]
+    assert len(killed) == 2 and killed[-1] == "request" and not pool.READY
