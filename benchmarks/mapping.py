@@ -9,90 +9,73 @@ and a cell that is there is not repeated. CPU seconds are those of the training 
 
 from __future__ import annotations
 
-import argparse
 import json
 import shutil
 import statistics
-from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from villa_dist.config import Config
-from villa_dist.config_file import load
+from benchmarks.study_cells import Cell, all_cells, arguments, config_of, grouped, kept, places, spread, study_base
 from villa_dist.evaluate import assemble
 from villa_dist.names import METRICS
 from villa_dist.pipeline import Pipeline
 from villa_dist.runner import LocalRunner
 
 VARIANTS = Path(__file__).with_suffix(".yaml")
-STUDY = Path(__file__).parents[1] / "configs" / "docmnist_study.yaml"
 BEFORE = ("ingest", "vocabulary", "pretrain", "regions")
+Work = tuple[Path, int, int, str, list[str], dict[str, list[str]]]  # out, target, seed, split, --set, variants
 
 
-def config_of(place: Path, target: int, seed: int, split: str, overrides: list[str]) -> Config:
-    """The base of the study's config, without what it says of the mapping but its fit, as a run of its own."""
-    base = place.parent / "base.yaml"
-    base.parent.mkdir(parents=True, exist_ok=True)
-    values = yaml.safe_load(STUDY.read_text())["base"]
-    values["mapping"] = {"fit": values["mapping"]["fit"]}
-    base.write_text(yaml.safe_dump(values))
-    own = [f"run={place}", f"seed={seed}", f"docmnist.target={target}", f"evaluate.splits=[{split}]"]
-    return load(str(base), [*own, *overrides])
+def base_values() -> dict[str, Any]:
+    """The base of the study's config, without what it says of the mapping but its fit."""
+    values = study_base()
+    return {**values, "mapping": {"fit": values["mapping"]["fit"]}}
 
 
-def cells(job: tuple[Path, int, int, str, list[str], dict[str, list[str]]]) -> list[dict[str, Any]]:
+def cells(work: Work) -> list[Cell]:
     """All variants of one (target, seed)."""
-    out, target, seed, split, common, variants = job
-    place = out / f"target{target:02d}-seed{seed}"
-    found = []
-    for name, overrides in variants.items():
-        run, cell = place / name, out / "cells" / f"{target}-{seed}-{split}-{name}.json"
-        if not cell.exists():
-            frozen = "frozen" if any("encoder=frozen" in o or "encoder=adapter" in o for o in overrides) else "base"
-            base = config_of(place / frozen, target, seed, split, [*common, *overrides[: frozen == "frozen"]])
-            Pipeline(base, LocalRunner()).run(BEFORE)
-            if not run.exists():
-                shutil.copytree(place / frozen, run, ignore=shutil.ignore_patterns("mapping", "pairs", "config.yaml"))
-            config = config_of(run, target, seed, split, [*common, *overrides])
-            Pipeline(config, LocalRunner()).run(("fit-mapping", "pairs"))
-            lines = (run / "models" / "mapping" / METRICS).read_text().splitlines()
-            quality = assemble.mapping(config, split)
-            made = {"target": target, "seed": seed, "variant": name, "split": split, **quality}
-            made["cpu_seconds"] = json.loads(lines[-1])["cpu_seconds"]
-            cell.parent.mkdir(parents=True, exist_ok=True)
-            cell.write_text(json.dumps(made))
-            shutil.rmtree(run)
-        found.append(json.loads(cell.read_text()))
-        print(json.dumps(found[-1]), flush=True)
-    return found
+    out, target, seed, split, common, variants = work
+    place, values = out / f"target{target:02d}-seed{seed}", base_values()
+
+    def make(name: str, overrides: list[str]) -> Cell:
+        run = place / name
+        frozen = "frozen" if any("encoder=frozen" in o or "encoder=adapter" in o for o in overrides) else "base"
+        before = [*common, *overrides[: frozen == "frozen"]]
+        Pipeline(config_of(place / frozen, values, target, seed, split, before), LocalRunner()).run(BEFORE)
+        shutil.rmtree(run, ignore_errors=True)  # of a cell that was cut off
+        shutil.copytree(place / frozen, run, ignore=shutil.ignore_patterns("mapping", "pairs", "config.yaml"))
+        config = config_of(run, values, target, seed, split, [*common, *overrides])
+        Pipeline(config, LocalRunner()).run(("fit-mapping", "pairs"))
+        lines = (run / "models" / "mapping" / METRICS).read_text().splitlines()
+        quality = assemble.mapping(config, split)
+        shutil.rmtree(run)
+        made = {"target": target, "seed": seed, "variant": name, "split": split, **quality}
+        return {**made, "cpu_seconds": json.loads(lines[-1])["cpu_seconds"]}
+
+    return [
+        kept(out / "cells" / f"{target}-{seed}-{split}-{name}.json", partial(make, name, own))
+        for name, own in variants.items()
+    ]
 
 
-def table(found: list[dict[str, Any]]) -> str:
+def table(found: list[Cell]) -> str:
     """Mean ± sd over seeds."""
     groups = list(found[0]["f1_by_group"])
     lines = [f"| target | variant | seeds | CPU s | F1 | {' | '.join(groups)} |", "|" + "---|" * (5 + len(groups))]
-    for target, variant in dict.fromkeys((f["target"], f["variant"]) for f in found):
-        mine = [f for f in found if (f["target"], f["variant"]) == (target, variant)]
-        values = [[m["f1"] for m in mine], *([m["f1_by_group"][g] for m in mine] for g in groups)]
-        shown = [f"{statistics.fmean(v):.1f} ± {statistics.stdev(v) if len(v) > 1 else 0:.1f}" for v in values]
+    for (target, variant), mine in grouped(found, "target", "variant").items():
+        shown = [spread([m["f1"] for m in mine]), *(spread([m["f1_by_group"][g] for m in mine]) for g in groups)]
         cpu = statistics.median(m["cpu_seconds"] for m in mine)
         lines.append(f"| {target} | {variant} | {len(mine)} | {cpu:.0f} | {' | '.join(shown)} |")
     return "\n".join(lines)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=Path("runs/mapping-benchmark"))
-    parser.add_argument("--targets", default="16,33")
-    parser.add_argument("--seeds", default="0")
+    parser = arguments(__doc__, "runs/mapping-benchmark")
     parser.add_argument("--variants", default="both,two")
     parser.add_argument("--steps", default="", help="of the fit; each variant with each, else the study's")
-    parser.add_argument("--split", default="validation", choices=["validation", "test"])
-    parser.add_argument("--parallel", type=int, default=1)
-    parser.add_argument("--set", action="append", default=[], help="as of `villa run`, for all")
     given = parser.parse_args()
     known = yaml.safe_load(VARIANTS.read_text())
     variants = {name: known[name] for name in given.variants.split(",")}
@@ -102,14 +85,8 @@ def main() -> None:
             for name, own in variants.items()
             for steps in given.steps.split(",")
         }
-    jobs = [
-        (given.out.absolute(), int(target), int(seed), given.split, given.set, variants)
-        for target in given.targets.split(",")
-        for seed in given.seeds.split(",")
-    ]
-    with ProcessPoolExecutor(given.parallel, mp_context=get_context("spawn")) as pool:
-        found = [cell for some in pool.map(cells, jobs) for cell in some]
-    print(table(found))
+    jobs = [(given.out.absolute(), *place, given.split, given.set, variants) for place in places(given)]
+    print(table(all_cells(cells, jobs, given.parallel)))
 
 
 if __name__ == "__main__":

@@ -52,6 +52,7 @@ from villa_dist.vlm.model import RegionVLM
 
 QUICKSTART = Path(__file__).parents[1] / "configs" / "quickstart.yaml"
 REGIONS = 4
+BATCHES = (32, 128)  # images a step of the transformer: what a step costs beside its products is shared by more of them
 Step = Callable[[PairBatch], torch.Tensor]
 
 
@@ -133,7 +134,7 @@ def overhead(out: Path, rounds: int) -> list[dict[str, Any]]:
         + "|"
     )
     rows = []
-    for model in ("quickstart", "transformer"):
+    for model in ("quickstart", *(f"transformer, {n} images" for n in BATCHES)):
         turns = [turn(config, model, loop, out, rounds) for loop in ("bare", "ZeRO 0", "ZeRO 1")]
         for _ in range(rounds + 1):  # the first warms up
             for each in turns:
@@ -162,7 +163,11 @@ def compared(one: Turn, bare: Turn) -> dict[str, float]:
 def turn(config: Config, model: str, name: str, out: Path, rounds: int) -> Turn:
     """The same model, data and optimizer; `bare` has nothing but the step, the others all that `train.loop` does in one."""
     torch.manual_seed(0)
-    steps, optim = (12, config.train) if model == "quickstart" else (3, OptimConfig(batch_images=32, workers=1))
+    if model == "quickstart":
+        steps, optim = 12, config.train
+    else:
+        count = int(model.split()[1])
+        steps, optim = max(1, 96 // count), OptimConfig(batch_images=count, workers=1)
     total = steps * (rounds + 1)
     batches: Any
     waited: Callable[[], float] = float
@@ -174,7 +179,7 @@ def turn(config: Config, model: str, name: str, out: Path, rounds: int) -> Turn:
         batches = loader = Batches(parts.samples, batch_images=optim.batch_images, recipe=shift, **place)
         module, waited = parts.objective, lambda: loader.waited
     else:
-        fixed = images(32, 64)
+        fixed = images(optim.batch_images, 64)
         batches, module = ((number, fixed) for number in range(total)), wide_objective()
     if name == "bare":
         plain = bare_step(module, optim, torch.device("cpu"))
@@ -185,7 +190,7 @@ def turn(config: Config, model: str, name: str, out: Path, rounds: int) -> Turn:
         return Turn(name, iter(batches), just_step, waited, steps)
     optim = optim.model_copy(update={"zero_stage": int(name[-1]), "track": "none"})
     step, engine = engine_step(module, optim)
-    folder = out / f"{model}{name[-1]}"
+    folder = out / f"{model}-{name}".replace(" ", "")
     meter = Meter(engine, engine.module.vlm, optim, folder, stage="truth", start=0, steps=total)
     pulse = Pulse(folder, 0, 0)
     pulse.__enter__()
@@ -272,7 +277,7 @@ class Group:
         return max(s[0] for s in said), sum(s[1] for s in said)
 
 
-def scaling(rounds: int, batch_images: int = 32) -> dict[str, float]:
+def scaling(rounds: int, batch_images: int) -> dict[str, float]:
     one, two = Group(1, batch_images), Group(2, batch_images)
     one.all("step"), two.all("step")
     found: dict[str, list[float]] = {k: [] for k in ("steps", "counts", "counts_cpu", "cpu", "one", "two")}
@@ -290,6 +295,7 @@ def scaling(rounds: int, batch_images: int = 32) -> dict[str, float]:
     middle = {k: statistics.median(v) for k, v in found.items()}
     middle["best"] = min(found["one"]) / min(found["two"])
     heads = (
+        "images",
         "one rank, s a step",
         "two ranks",
         "speed-up",
@@ -298,9 +304,10 @@ def scaling(rounds: int, batch_images: int = 32) -> dict[str, float]:
         "CPU of two, of one",
     )
     heads = (*heads, "CPU of two that count, of one")
-    print("| " + " | ".join(heads) + " |\n" + "|---" * len(heads) + "|")
+    if batch_images == BATCHES[0]:
+        print("| " + " | ".join(heads) + " |\n" + "|---" * len(heads) + "|")
     shown = [middle[k] for k in ("one", "two", "steps", "best", "counts", "cpu", "counts_cpu")]
-    print("| " + " | ".join(f"{v:.2f}" for v in shown) + " |", flush=True)
+    print(f"| {batch_images} | " + " | ".join(f"{v:.2f}" for v in shown) + " |", flush=True)
     return middle
 
 
@@ -379,7 +386,7 @@ def main() -> None:
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         print(json.dumps(device_rows([int(n) for n in given.images.split(",")], given.steps, device)))
         return
-    scaled = scaling(given.rounds)
+    scaled = {count: scaling(given.rounds, count) for count in BATCHES}
     print(json.dumps({"overhead": overhead(given.out.absolute(), given.rounds), "scaling": scaled}))
 
 

@@ -17,6 +17,7 @@ import pytest
 from PIL import Image
 
 from shards import manifest, sidecar
+from shards.collect import commit_rows
 from shards.commit import StageFolder
 from shards.errors import ShardError
 from shards.reader import BaseShard
@@ -24,13 +25,11 @@ from villa_dist.config import Config
 from villa_dist.config_file import load
 from villa_dist.evaluate.assemble import pair_rows
 from villa_dist.names import JOBS
-from villa_dist.observe import Timers
 from villa_dist.pipeline import Pipeline
 from villa_dist.report import gallery, plots, tables, text
 from villa_dist.report.build import build
 from villa_dist.report.summary import summary
 from villa_dist.runner import LocalRunner
-from villa_dist.stages.base import StageRequest, commit_sidecar
 from villa_dist.stages.pairs import pairs_table
 from villa_dist.types import RegionAttributePairs
 
@@ -114,13 +113,11 @@ def spoiled(true: RegionAttributePairs) -> RegionAttributePairs:
 
 def write_pairs(config: Config, split: str, shard: str, pairs: list[RegionAttributePairs]) -> None:
     keys = BaseShard(StageFolder(f"{config.run}/{split}", "base"), shard).keys
-    request = StageRequest("pairs", "pairs", split, config, "0" * 16)
-    with request.output().attempt(shard) as attempt:
+    with StageFolder(f"{config.run}/{split}", "pairs").attempt(shard) as attempt:
         attempt.write(f"{shard}.parquet", sidecar.to_bytes(pairs_table(keys, pairs)))
-        timers = Timers()
-        timers.seconds = {"embed": 1.25, "map": 0.5}
         counts = {"pairs": sum(len(p.region) for p in pairs)}
-        commit_sidecar(request, attempt, shard, keys=keys, input_digest="", timers=timers, counts=counts)
+        made_from = {"stage": "pairs", "fingerprint": "0" * 16, "input_digest": ""}
+        commit_rows(attempt, shard, keys=keys, seconds={"embed": 1.25, "map": 0.5}, counts=counts, **made_from)
 
 
 def finish_pairs(config: Config, split: str) -> None:

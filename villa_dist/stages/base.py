@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+import pyarrow as pa
+
+from shards import sidecar
 from shards.collect import commit_rows
-from shards.commit import Attempt, Marker, StageFolder
+from shards.commit import Marker, StageFolder
+from shards.reader import BaseShard
 from villa_dist.config import Config
 from villa_dist.observe import Timers
 
@@ -59,24 +63,25 @@ class ShardStage(Protocol):
     def process(self, shard: str) -> Marker: ...
 
 
-def commit_sidecar(
+def write_sidecar(
     request: StageRequest,
-    attempt: Attempt,
-    shard: str,
-    *,
-    keys: list[str],
-    input_digest: str,
+    base: BaseShard,
+    make_table: Callable[[], pa.Table],
     timers: Timers,
     counts: Mapping[str, float] | None = None,
 ) -> Marker:
-    """Commit a stage that refuses no sample: one row out for every row in."""
-    return commit_rows(
-        attempt,
-        shard,
-        stage=request.folder,
-        fingerprint=request.fingerprint,
-        keys=keys,
-        input_digest=input_digest,
-        seconds=timers.rounded(),
-        counts=counts,
-    )
+    """Write and commit a shard's sidecar in the request's folder: of a stage that refuses no sample, one row for every row
+    in. Making the table counts as writing."""
+    with request.output().attempt(base.shard) as attempt:
+        with timers.time("write"):
+            attempt.write(f"{base.shard}.parquet", sidecar.to_bytes(make_table()))
+        return commit_rows(
+            attempt,
+            base.shard,
+            stage=request.folder,
+            fingerprint=request.fingerprint,
+            keys=base.keys,
+            input_digest=base.marker.output(".tar").sha256,
+            seconds=timers.rounded(),
+            counts=counts,
+        )

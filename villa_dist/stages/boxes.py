@@ -19,7 +19,7 @@ from villa_dist.observe import Timers
 from villa_dist.regions.annotations import boxes_in
 from villa_dist.regions.backends import make_proposer
 from villa_dist.regions.proposals import Photo, regions_of
-from villa_dist.stages.base import StageRequest, commit_sidecar
+from villa_dist.stages.base import StageRequest, write_sidecar
 from villa_dist.stages.images import NO_BOXES
 from villa_dist.stages.windows import ReadAhead, Sample, windows
 
@@ -72,25 +72,14 @@ class BoxesStage:
                     except ShardError as error:
                         raise ShardError(f"shard {shard}: {error}") from error
                     proposed += [(k.regions.boxes, k.regions.objectness) for k in kept]
-        with self.request.output().attempt(shard) as attempt:
-            with timers.time("write"):
-                table = _table(base.keys, known, proposed or [(NO_BOXES, NO_SCORES)] * len(base))
-                attempt.write(f"{shard}.parquet", sidecar.to_bytes(table))
-            counts = {
-                "true boxes": sum(len(k.names) for k in known),
-                "proposals": sum(len(s) for _, s in proposed),
-                "samples without truth": sum(k.image == NONE for k in known),
-                "decoded": len(base) * pixels,
-            }
-            return commit_sidecar(
-                self.request,
-                attempt,
-                shard,
-                keys=base.keys,
-                input_digest=base.marker.output(".tar").sha256,
-                timers=timers,
-                counts=counts,
-            )
+        counts = {
+            "true boxes": sum(len(k.names) for k in known),
+            "proposals": sum(len(s) for _, s in proposed),
+            "samples without truth": sum(k.image == NONE for k in known),
+            "decoded": len(base) * pixels,
+        }
+        proposed = proposed or [(NO_BOXES, NO_SCORES)] * len(base)
+        return write_sidecar(self.request, base, lambda: _table(base.keys, known, proposed), timers, counts)
 
     def _of_regions(self, shard: str, base: BaseShard) -> list[tuple[np.ndarray, np.ndarray]]:
         if self.source != "regions":

@@ -24,7 +24,7 @@ from villa_dist.evaluate.models_measured import read_class_vectors
 from villa_dist.evaluate.zero_shot import COCO, LVIS, ImageRegions, Protocol, detect, probabilities, top_k
 from villa_dist.observe import Timers
 from villa_dist.regions.boxes import clip, large_enough
-from villa_dist.stages.base import StageRequest, commit_sidecar
+from villa_dist.stages.base import StageRequest, write_sidecar
 from villa_dist.stages.images import embed_regions
 from villa_dist.stages.windows import ReadAhead, windows
 
@@ -94,20 +94,9 @@ class DetectStage:
                         found.append(self._of_image(sample.row, true[n], made[n], embedded[at[n] : at[n + 1]]))
                     except EvaluationError as error:
                         raise ShardError(f"shard {shard}: sample {sample.key!r}: {error}") from error
-        with self.request.output().attempt(shard) as attempt:
-            with timers.time("write"):
-                attempt.write(f"{shard}.parquet", sidecar.to_bytes(_table(base.keys, found, self.modes)))
-            counts = {"regions": sum(f["regions"] for f in found), "decoded": len(base)}
-            counts |= {f"detections:{mode}": sum(len(f[mode]) for f in found) for mode in self.modes}
-            return commit_sidecar(
-                self.request,
-                attempt,
-                shard,
-                keys=base.keys,
-                input_digest=base.marker.output(".tar").sha256,
-                timers=timers,
-                counts=counts,
-            )
+        counts = {"regions": sum(f["regions"] for f in found), "decoded": len(base)}
+        counts |= {f"detections:{mode}": sum(len(f[mode]) for f in found) for mode in self.modes}
+        return write_sidecar(self.request, base, lambda: _table(base.keys, found, self.modes), timers, counts)
 
     def _of_image(
         self, row: int, true: tuple[np.ndarray, np.ndarray], made: tuple[np.ndarray, np.ndarray], embedded: np.ndarray

@@ -12,7 +12,7 @@ from shards.reader import read_sidecar
 from villa_dist import models
 from villa_dist.encoders.precision import best_device
 from villa_dist.observe import Timers
-from villa_dist.stages.base import StageRequest, commit_sidecar
+from villa_dist.stages.base import StageRequest, write_sidecar
 from villa_dist.stages.images import embed_regions
 from villa_dist.stages.windows import ReadAhead, windows
 
@@ -46,18 +46,11 @@ class EmbedStage:
                 found = embed_regions(embed, self.model, window, here, self.config, width, base.place)
             values[box_at[rows.start] : box_at[rows.stop]] = found.numpy()
         image_of = np.repeat(np.arange(len(base)), np.diff(box_at)).astype(np.int32)
-        kind = pa.list_(pa.float32(), width)
-        flat = pa.array(values.reshape(-1), type=pa.float32())
-        out = pa.table({"row": image_of, "embedding": pa.FixedSizeListArray.from_arrays(flat, type=kind)})
-        with self.request.output().attempt(shard) as attempt:
-            with timers.time("write"):
-                attempt.write(f"{shard}.parquet", sidecar.to_bytes(out))
-            return commit_sidecar(
-                self.request,
-                attempt,
-                shard,
-                keys=base.keys,
-                input_digest=base.marker.output(".tar").sha256,
-                timers=timers,
-                counts={"regions": len(values), "decoded": len(base)},
-            )
+        counts = {"regions": len(values), "decoded": len(base)}
+        return write_sidecar(self.request, base, lambda: _table(image_of, values), timers, counts)
+
+
+def _table(image_of: np.ndarray, values: np.ndarray) -> pa.Table:
+    kind = pa.list_(pa.float32(), values.shape[1])
+    flat = pa.array(values.reshape(-1), type=pa.float32())
+    return pa.table({"row": image_of, "embedding": pa.FixedSizeListArray.from_arrays(flat, type=kind)})

@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 
 from shards import sidecar
-from shards.collect import Collector
+from shards.collect import Collector, commit_rows
 from shards.commit import Marker, StageFolder
 from shards.decode import (
     IMAGE_SUFFIXES,
@@ -27,7 +27,7 @@ from shards.tar import Scan
 from villa_dist.config import Config
 from villa_dist.docmnist import digits, generate
 from villa_dist.observe import Timers
-from villa_dist.stages.base import StageRequest, commit_sidecar
+from villa_dist.stages.base import StageRequest
 
 KEPT = IMAGE_SUFFIXES + TEXT_SUFFIXES
 
@@ -89,15 +89,15 @@ class IngestStage:
         truth = StageFolder(self.request.dataset, "truth")
         with truth.attempt(unit.shard) as attempt, timers.time("write"):
             attempt.write(f"{unit.shard}.parquet", sidecar.to_bytes(truth_table(made, keys)))
-            counts = {"pairs": int(made.attributes.sum()), "regions": len(made.boxes)}
-            commit_sidecar(
-                StageRequest("truth", "truth", self.request.split, self.config, self.request.fingerprint),
+            commit_rows(
                 attempt,
                 unit.shard,
+                stage="truth",
+                fingerprint=self.request.fingerprint,
                 keys=keys,
                 input_digest=self.request.fingerprint,
-                timers=Timers(),
-                counts=counts,
+                seconds={},
+                counts={"pairs": int(made.attributes.sum()), "regions": len(made.boxes)},
             )
         with self.request.output().attempt(unit.shard) as attempt, timers.time("write"):
             collector = Collector(attempt, unit.shard)

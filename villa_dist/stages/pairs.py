@@ -24,7 +24,7 @@ from villa_dist.encoders.precision import best_device
 from villa_dist.mapping.assign import assign, weighed
 from villa_dist.mapping.quality import Monitor
 from villa_dist.observe import Timers
-from villa_dist.stages.base import StageRequest, commit_sidecar
+from villa_dist.stages.base import StageRequest, write_sidecar
 from villa_dist.stages.images import NO_BOXES, embed_regions
 from villa_dist.stages.propose import Finder
 from villa_dist.stages.windows import ReadAhead, Sample, spans, windows
@@ -97,13 +97,7 @@ class PairsStage:
         counts["empty"] = counts["regions"] - sum(len(p.boxes) for p in images)
         with timers.time("map"):
             counts |= monitor.result(self.model)
-        with self.request.output().attempt(shard) as attempt:
-            with timers.time("write"):
-                attempt.write(f"{shard}.parquet", sidecar.to_bytes(pairs_table(base.keys, images)))
-            digest = base.marker.output(".tar").sha256
-            return commit_sidecar(
-                self.request, attempt, shard, keys=base.keys, input_digest=digest, timers=timers, counts=counts
-            )
+        return write_sidecar(self.request, base, lambda: pairs_table(base.keys, images), timers, counts)
 
     def _known(self, shard: str, base: BaseShard) -> Known | None:
         """Boxes and mentions of the regions sidecar; None where pairs are fused and there is none of this config."""

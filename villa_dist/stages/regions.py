@@ -17,7 +17,7 @@ from shards.sample import chosen
 from villa_dist import models
 from villa_dist.encoders.precision import best_device
 from villa_dist.observe import Timers
-from villa_dist.stages.base import StageRequest, commit_sidecar
+from villa_dist.stages.base import StageRequest, write_sidecar
 from villa_dist.stages.images import NO_BOXES, embed_regions
 from villa_dist.stages.propose import Finder, Found
 from villa_dist.stages.windows import ReadAhead, Sample, windows
@@ -63,13 +63,7 @@ class RegionsStage:
             "dropped_boxes": sum(f.kept.dropped for f in found),
             "decoded": len(sizes) if pixels else 0,
         }
-        with self.request.output().attempt(shard) as attempt:
-            with timers.time("write"):
-                attempt.write(f"{shard}.parquet", sidecar.to_bytes(regions_table(base.keys, sizes, found)))
-            digest = base.marker.output(".tar").sha256
-            return commit_sidecar(
-                self.request, attempt, shard, keys=base.keys, input_digest=digest, timers=timers, counts=counts
-            )
+        return write_sidecar(self.request, base, lambda: regions_table(base.keys, sizes, found), timers, counts)
 
     def _embed(self, window: Sequence[Sample], boxes: list[np.ndarray], place: str) -> np.ndarray:
         """Features of the frozen VLM before projection, fp16."""
@@ -92,19 +86,7 @@ class RegionsStage:
         own = Timers()  # the other parts are in the regions' marker
         split, fingerprint = self.request.split, self.request.fingerprint
         request = StageRequest("embeddings", "embeddings", split, self.config, fingerprint)
-        folder = StageFolder(self.request.dataset, "embeddings")
-        with folder.attempt(base.shard) as attempt:
-            with own.time("write"):
-                attempt.write(f"{base.shard}.parquet", sidecar.to_bytes(sidecar.table(schema, columns)))
-            commit_sidecar(
-                request,
-                attempt,
-                base.shard,
-                keys=base.keys,
-                input_digest=base.marker.output(".tar").sha256,
-                timers=own,
-                counts={"regions": len(regions)},
-            )
+        write_sidecar(request, base, lambda: sidecar.table(schema, columns), own, {"regions": len(regions)})
 
 
 def regions_table(keys: list[str], sizes: list[tuple[int, int]], found: list[Found]) -> pa.Table:

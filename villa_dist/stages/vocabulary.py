@@ -22,7 +22,7 @@ from villa_dist.attributes.vocabulary import Counts
 from villa_dist.config import VocabularyConfig
 from villa_dist.docmnist import words
 from villa_dist.observe import LOG, Timers
-from villa_dist.stages.base import StageRequest, commit_sidecar
+from villa_dist.stages.base import StageRequest, write_sidecar
 
 # count: texts that mention a phrase; negated: texts that mention it only to deny it
 COUNTS = pa.schema([("phrase", pa.int32()), ("count", pa.int64()), ("negated", pa.int64())])
@@ -87,11 +87,7 @@ class VocabularyStage:
                 denied.update(negated)
         found = sorted({*said, *denied})
         columns = {"phrase": found, "count": [said[i] for i in found], "negated": [denied[i] for i in found]}
-        with self.request.output().attempt(shard) as attempt:
-            with timers.time("write"):
-                attempt.write(f"{shard}.parquet", sidecar.to_bytes(sidecar.table(COUNTS, columns)))
-            digest = base.marker.output(".tar").sha256
-            return commit_sidecar(self.request, attempt, shard, keys=base.keys, input_digest=digest, timers=timers)
+        return write_sidecar(self.request, base, lambda: sidecar.table(COUNTS, columns), timers)
 
 
 def merged_counts(folder: StageFolder, shards: Sequence[str], size: int, texts: int) -> Counts:
