@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any, TypeVar
 
 import ray
@@ -17,7 +18,7 @@ from ray.exceptions import RayError
 
 from cluster import metrics
 from cluster.queue import LeaseQueue
-from cluster.trouble import LostNode, Overdue, Trouble, trouble
+from cluster.trouble import LATE, LostNode, Overdue, Trouble, trouble
 from shards.commit import Marker
 from shards.errors import VillaError
 from shards.work import Again, Job, UnitWorker, process
@@ -27,6 +28,7 @@ POLL_SECONDS = 1.0
 NODE_CHECK_SECONDS = 5.0
 START_SECONDS = 300.0
 START_FAILURES = 10  # in a row
+NOT_STARTED = "look at the nodes (`ray status`), and whether villa is installed on them"
 GIVEN_UP = 2  # shards that may fail for good before the fault is thought to be of all of them,
 GIVEN_UP_SHARE = 0.01  # or this share of those that are done
 READY: list[Any] = []  # actors that this process has started before it has a use for them (`cluster.probe`)
@@ -42,6 +44,12 @@ class ShardWorker:
 
     def node(self) -> str:
         return str(ray.get_runtime_context().get_node_id())
+
+    def prepare(self, job: Job) -> None:
+        """Load what the job needs, so that no shard's time is spent with it. What fails here fails again in `process`,
+        which says with which shard."""
+        with suppress(Exception):
+            self._worker, self._job = job.worker(), job
 
     def call(self, function: Callable[..., T], *given: Any) -> T:
         return function(*given)
@@ -81,6 +89,7 @@ class ActorPool:
         self.workers, self.timeout, self.attempts, self.gpus = workers, timeout, attempts, gpus
         self._ready = [*ready]
         self._starting: dict[Any, tuple[Any, float]] = {}  # node() call -> (actor, when)
+        self._preparing: dict[Any, tuple[Any, float]] = {}  # prepare() call -> (actor, when)
         self._idle: list[Any] = []
         self._node: dict[Any, str] = {}
         self._calls: dict[Any, Any] = {}  # process() call -> actor
@@ -96,7 +105,7 @@ class ActorPool:
             while queue.left:
                 self._fill(min(self.workers, len(queue.left)))
                 self._lease(queue, job)
-                for actor, outcome in self._wait(queue):
+                for actor, outcome in self._wait(queue, job):
                     self._settle(queue, actor, outcome, done, again)
             if self._given_up:
                 raise self._unfinished(queue)
@@ -169,14 +178,17 @@ class ActorPool:
             actor = self._ready.pop() if self._ready else worker.remote()
             self._starting[actor.node.remote()] = (actor, time.monotonic())
 
-    def _wait(self, queue: LeaseQueue) -> list[tuple[Any, Exception | None]]:
+    def _wait(self, queue: LeaseQueue, job: Job) -> list[tuple[Any, Exception | None]]:
         """Actors whose leases ended: None for a commit, the error otherwise."""
-        calls = [*self._calls, *self._starting]
+        calls = [*self._calls, *self._starting, *self._preparing]
         ready, _ = ray.wait(calls, num_returns=1, timeout=POLL_SECONDS)
         ended: list[tuple[Any, Exception | None]] = []
         for call in ready:
             if call in self._starting:
-                self._started(call)
+                self._started(call, job)
+                continue
+            if call in self._preparing:
+                self._prepared(call)
                 continue
             actor = self._calls.pop(call)
             try:
@@ -188,21 +200,32 @@ class ActorPool:
         self._slow_starts()
         return ended + self._overdue(queue) + self._lost_nodes(queue)
 
-    def _started(self, call: Any) -> None:
+    def _started(self, call: Any, job: Job) -> None:
         actor, _ = self._starting.pop(call)
         try:
             self._node[actor] = ray.get(call)
+            self._preparing[actor.prepare.remote(job)] = (actor, time.monotonic())
+        except RayError as error:
+            self._not_started(trouble(error), NOT_STARTED)
+
+    def _prepared(self, call: Any) -> None:
+        actor, _ = self._preparing.pop(call)
+        try:
+            ray.get(call)
             self._idle.append(actor)
             self._failed_starts = 0
         except RayError as error:
-            self._failed_starts += 1
-            reason = trouble(error).reason
-            LOG.warning("a worker did not start: %s", reason)
-            if self._failed_starts > START_FAILURES:
-                raise VillaError(
-                    f"workers did not start {self._failed_starts} times in a row, last by: {reason}; look at the nodes "
-                    "(`ray status`), and whether villa is installed on them"
-                ) from error
+            self._drop(actor)
+            what = trouble(error)
+            self._not_started(what, what.remedy)
+
+    def _not_started(self, what: Trouble, remedy: str) -> None:
+        self._failed_starts += 1
+        LOG.warning("a worker did not start: %s", what.reason)
+        if self._failed_starts > START_FAILURES:
+            raise VillaError(
+                f"workers did not start {self._failed_starts} times in a row, last by: {what.reason}; {remedy}"
+            )
 
     def _slow_starts(self) -> None:
         now = time.monotonic()
@@ -216,6 +239,11 @@ class ActorPool:
                         f"(resources: {ray.available_resources().get('CPU', 0):.0f} CPU free); "
                         "free some or set ray.workers lower"
                     )
+        for call, (actor, since) in list(self._preparing.items()):
+            if now - since > max(self.timeout, START_SECONDS):
+                del self._preparing[call]
+                self._drop(actor)
+                self._not_started(trouble(Overdue(f"it was not ready after {now - since:.0f} s")), LATE)
 
     def _overdue(self, queue: LeaseQueue) -> list[tuple[Any, Exception | None]]:
         now = time.monotonic()
@@ -228,13 +256,15 @@ class ActorPool:
         if now - self._checked < NODE_CHECK_SECONDS:
             return []
         self._checked = now
-        if all(now - queue.leases[actor].since < NODE_CHECK_SECONDS for actor in self._calls.values()):
+        since = [queue.leases[actor].since for actor in self._calls.values()] + [s for _, s in self._preparing.values()]
+        if all(now - s < NODE_CHECK_SECONDS for s in since):
             return []
         alive = {n["NodeID"] for n in ray.nodes() if n["Alive"]}
         lost = [call for call, actor in self._calls.items() if self._node.get(actor) not in alive]
         ended = [self._revoke(call, LostNode("the node of its worker is gone")) for call in lost]
-        for actor in [a for a in self._idle if self._node.get(a) not in alive]:
-            self._drop(actor)
+        for actor in [*self._idle, *(a for a, _ in self._preparing.values())]:
+            if self._node.get(actor) not in alive:
+                self._drop(actor)
         return ended
 
     def _revoke(self, call: Any, why: Exception) -> tuple[Any, Exception | None]:
@@ -247,6 +277,7 @@ class ActorPool:
         if actor in self._idle:
             self._idle.remove(actor)
         self._calls = {call: a for call, a in self._calls.items() if a != actor}
+        self._preparing = {call: p for call, p in self._preparing.items() if p[0] != actor}
         ray.kill(actor, no_restart=True)
 
     def close(self) -> None:
@@ -254,4 +285,4 @@ class ActorPool:
         for actor in [*self._node, *(a for a, _ in self._starting.values()), *self._ready]:
             ray.kill(actor, no_restart=True)
         self._ready = []
-        self._starting, self._idle, self._node, self._calls = {}, [], {}, {}
+        self._starting, self._preparing, self._idle, self._node, self._calls = {}, {}, [], {}, {}

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 from pool_child import UNITS
-from pool_jobs import Job
+from pool_jobs import LOAD_SECONDS, Job
 
 from shards.errors import VillaError
 from villa_dist.config import RayConfig
@@ -74,6 +74,12 @@ def test_a_users_mistake_is_raised_at_once(found: tuple[Path, dict[str, Any]]) -
     assert "give another" in ended["raised"] and job.tries(UNITS[3]) == 1
 
 
+def test_what_a_worker_loads_first_is_no_shards_time(found: tuple[Path, dict[str, Any]]) -> None:
+    job, ended = scenario(found, "slow to load")
+    assert sorted(ended["told"]) == UNITS == job.committed() and ended["retries"] == []
+    assert ended["seconds"] > LOAD_SECONDS
+
+
 def test_the_next_shard_is_read_ahead(found: tuple[Path, dict[str, Any]]) -> None:
     job, ended = scenario(found, "undisturbed")
     ahead = {p.name.split("-")[1] for p in Path(job.folder).glob("ahead-*")}
@@ -92,8 +98,10 @@ def test_starts_that_fail_end_the_job_only_in_a_row(monkeypatch: pytest.MonkeyPa
         return "node"
 
     def start(call: str) -> None:
-        pool._starting[call] = (object(), 0.0)
-        pool._started(call)
+        pool._starting[call] = (Ready(), 0.0)
+        pool._started(call, Job("/nowhere"))
+        for preparing in list(pool._preparing):
+            pool._prepared(preparing)
 
     monkeypatch.setattr("ray.get", get)
     pool = ActorPool(workers=1, timeout=60.0, attempts=1)
@@ -122,6 +130,7 @@ class Ready:
 
     def __init__(self) -> None:
         self.node = SimpleNamespace(remote=object)
+        self.prepare = SimpleNamespace(remote=lambda job: "prepared")
 
 
 def test_actors_that_are_ready_are_taken_first_and_ended_with_the_pool(monkeypatch: pytest.MonkeyPatch) -> None:
