@@ -22,7 +22,7 @@ from typing import Any
 import pytest
 from faults.proxy import Fault, Proxy
 from faults.s3 import environment, serve
-from nodes import OUTSIDE, Nodes, address, command_line, missing
+from nodes import NAMES, OUTSIDE, Nodes, address, command_line, missing
 from watched import Watched
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "integration"))
@@ -94,15 +94,33 @@ class Submitted(Watched):
             job = f"models/{JOBS[stage]}"
             title, begun, done = RANK, f"{job}/checkpoints/step-00000002/villa.json", f"{job}/done.json"
         self.reached(begun)
-        node, stopped = self._stop_one(title)
-        if not stopped:  # its workers are still starting: the head's are held up until they have
-            held = _stopped(self.nodes.called("head", title))
-            self.until(lambda: any(self.nodes.called(n, f"{SHARD}.process") for n in STRUCK), f"worker for {stage}")
-            node, stopped = self._stop_one(f"{SHARD}.process")
-            go_on(held)
+        node, stopped = self._at_a_shard() if title == SHARD else self._stop_one(title)
         time.sleep(HELD)
         assert not (self.run / done).exists(), f"{stage} was over before it could be struck"
         return node, stopped
+
+    def _at_a_shard(self) -> tuple[str, list[int]]:
+        """Stop a worker that has a shard in its hands. The others are held up until then, so that they leave it some."""
+        node, *_ = STRUCK
+        held = _stopped(pid for other in NAMES if other != node for pid in self._workers(other))
+        caught: list[int] = []
+
+        def at_it() -> bool:
+            if not self._workers(node):
+                self._look()
+            for pid in _stopped(self._workers(node)):
+                if f"{SHARD}.process" in command_line(pid):
+                    caught.append(pid)
+                else:
+                    go_on([pid])
+            return bool(caught)
+
+        self.until(at_it, f"worker at a shard on {node}", pause=0.005)
+        go_on(held)
+        return node, caught
+
+    def _workers(self, node: str) -> list[int]:
+        return [pid for pid, called in self._known.get(node, {}).items() if SHARD in called]
 
     def _stop_one(self, title: str) -> tuple[str, list[int]]:
         for node in STRUCK:
@@ -115,7 +133,7 @@ class Submitted(Watched):
         """What runs where, so that no time is lost with it when it has to be stopped."""
         if time.monotonic() - self._looked > KNOWN:
             self._looked = time.monotonic()
-            self._known = {n: {pid: command_line(pid) for pid in self.nodes.pids(n)} for n in STRUCK}
+            self._known = {n: {pid: command_line(pid) for pid in self.nodes.pids(n)} for n in NAMES}
 
     def hears(self, words: str) -> None:
         """Until the submission has passed them on."""
