@@ -25,7 +25,7 @@ test-slow: $(READY)
 	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile -m slow --timeout 1500
 
 test-nodes: $(READY)
-	$(BIN)/python -m pytest -s -m nodes tests/faults/test_nodes.py --timeout 500
+	$(BIN)/python -m pytest -s -m nodes tests/faults --timeout 900
 
 lint: $(READY)
 	$(BIN)/ruff check .

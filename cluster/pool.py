@@ -10,14 +10,15 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
+from contextlib import suppress
+from typing import Any, TypeVar
 
 import ray
 from ray.exceptions import RayError
 
 from cluster import metrics
 from cluster.queue import LeaseQueue
-from cluster.trouble import LostNode, Overdue, Trouble, trouble
+from cluster.trouble import LATE, LostNode, Overdue, Trouble, trouble
 from shards.commit import Marker
 from shards.errors import VillaError
 from shards.work import Again, Job, UnitWorker, process
@@ -27,8 +28,11 @@ POLL_SECONDS = 1.0
 NODE_CHECK_SECONDS = 5.0
 START_SECONDS = 300.0
 START_FAILURES = 10  # in a row
+NOT_STARTED = "look at the nodes (`ray status`), and whether villa is installed on them"
 GIVEN_UP = 2  # shards that may fail for good before the fault is thought to be of all of them,
 GIVEN_UP_SHARE = 0.01  # or this share of those that are done
+READY: list[Any] = []  # actors that this process has started before it has a use for them (`cluster.probe`)
+T = TypeVar("T")
 
 
 class ShardWorker:
@@ -40,6 +44,15 @@ class ShardWorker:
 
     def node(self) -> str:
         return str(ray.get_runtime_context().get_node_id())
+
+    def prepare(self, job: Job) -> None:
+        """Load what the job needs, so that no shard's time is spent with it. What fails here fails again in `process`,
+        which says with which shard."""
+        with suppress(Exception):
+            self._worker, self._job = job.worker(), job
+
+    def call(self, function: Callable[..., T], *given: Any) -> T:
+        return function(*given)
 
     def process(self, job: Job, shard: str, upcoming: str | None) -> VillaError | None:
         """Commit one shard. What a user can mend is returned, not raised: it would fail anywhere, so no retry."""
@@ -54,13 +67,29 @@ class ShardWorker:
         return None
 
 
+def remote_worker(gpus: float = 0.0) -> Any:
+    """The class of a pool's actors, each with one CPU and `gpus`."""
+    return ray.remote(num_cpus=1, num_gpus=gpus, max_restarts=0, max_task_retries=0)(ShardWorker)
+
+
+def take_ready() -> list[Any]:
+    """The actors that are ready, which are the caller's from now on."""
+    taken = [*READY]
+    READY.clear()
+    return taken
+
+
 class ActorPool:
     """workers: actors alive at a time, each with one CPU and `gpus`. timeout: seconds a shard may take. attempts: failures
-    of one shard before the job is given up."""
+    of one shard before the job is given up. ready: actors of its kind to begin with."""
 
-    def __init__(self, workers: int, timeout: float, attempts: int, gpus: float = 0.0) -> None:
+    def __init__(
+        self, workers: int, timeout: float, attempts: int, gpus: float = 0.0, ready: Sequence[Any] = ()
+    ) -> None:
         self.workers, self.timeout, self.attempts, self.gpus = workers, timeout, attempts, gpus
+        self._ready = [*ready]
         self._starting: dict[Any, tuple[Any, float]] = {}  # node() call -> (actor, when)
+        self._preparing: dict[Any, tuple[Any, float]] = {}  # prepare() call -> (actor, when)
         self._idle: list[Any] = []
         self._node: dict[Any, str] = {}
         self._calls: dict[Any, Any] = {}  # process() call -> actor
@@ -76,7 +105,7 @@ class ActorPool:
             while queue.left:
                 self._fill(min(self.workers, len(queue.left)))
                 self._lease(queue, job)
-                for actor, outcome in self._wait(queue):
+                for actor, outcome in self._wait(queue, job):
                     self._settle(queue, actor, outcome, done, again)
             if self._given_up:
                 raise self._unfinished(queue)
@@ -144,20 +173,22 @@ class ActorPool:
     def _fill(self, wanted: int) -> None:
         if len(self._starting) + len(self._node) >= wanted:
             return  # what follows costs more than all else that is done for a shard
-        options = {"num_cpus": 1, "num_gpus": self.gpus, "max_restarts": 0, "max_task_retries": 0}
-        worker = ray.remote(**options)(ShardWorker)
+        worker = remote_worker(self.gpus)
         while len(self._starting) + len(self._node) < wanted:
-            actor = worker.remote()
+            actor = self._ready.pop() if self._ready else worker.remote()
             self._starting[actor.node.remote()] = (actor, time.monotonic())
 
-    def _wait(self, queue: LeaseQueue) -> list[tuple[Any, Exception | None]]:
+    def _wait(self, queue: LeaseQueue, job: Job) -> list[tuple[Any, Exception | None]]:
         """Actors whose leases ended: None for a commit, the error otherwise."""
-        calls = [*self._calls, *self._starting]
+        calls = [*self._calls, *self._starting, *self._preparing]
         ready, _ = ray.wait(calls, num_returns=1, timeout=POLL_SECONDS)
         ended: list[tuple[Any, Exception | None]] = []
         for call in ready:
             if call in self._starting:
-                self._started(call)
+                self._started(call, job)
+                continue
+            if call in self._preparing:
+                self._prepared(call)
                 continue
             actor = self._calls.pop(call)
             try:
@@ -167,23 +198,34 @@ class ActorPool:
                 self._drop(actor)
                 ended.append((actor, error))
         self._slow_starts()
-        return ended + self._overdue(queue) + self._lost_nodes()
+        return ended + self._overdue(queue) + self._lost_nodes(queue)
 
-    def _started(self, call: Any) -> None:
+    def _started(self, call: Any, job: Job) -> None:
         actor, _ = self._starting.pop(call)
         try:
             self._node[actor] = ray.get(call)
+            self._preparing[actor.prepare.remote(job)] = (actor, time.monotonic())
+        except RayError as error:
+            self._not_started(trouble(error), NOT_STARTED)
+
+    def _prepared(self, call: Any) -> None:
+        actor, _ = self._preparing.pop(call)
+        try:
+            ray.get(call)
             self._idle.append(actor)
             self._failed_starts = 0
         except RayError as error:
-            self._failed_starts += 1
-            reason = trouble(error).reason
-            LOG.warning("a worker did not start: %s", reason)
-            if self._failed_starts > START_FAILURES:
-                raise VillaError(
-                    f"workers did not start {self._failed_starts} times in a row, last by: {reason}; look at the nodes "
-                    "(`ray status`), and whether villa is installed on them"
-                ) from error
+            self._drop(actor)
+            what = trouble(error)
+            self._not_started(what, what.remedy)
+
+    def _not_started(self, what: Trouble, remedy: str) -> None:
+        self._failed_starts += 1
+        LOG.warning("a worker did not start: %s", what.reason)
+        if self._failed_starts > START_FAILURES:
+            raise VillaError(
+                f"workers did not start {self._failed_starts} times in a row, last by: {what.reason}; {remedy}"
+            )
 
     def _slow_starts(self) -> None:
         now = time.monotonic()
@@ -197,21 +239,32 @@ class ActorPool:
                         f"(resources: {ray.available_resources().get('CPU', 0):.0f} CPU free); "
                         "free some or set ray.workers lower"
                     )
+        for call, (actor, since) in list(self._preparing.items()):
+            if now - since > max(self.timeout, START_SECONDS):
+                del self._preparing[call]
+                self._drop(actor)
+                self._not_started(trouble(Overdue(f"it was not ready after {now - since:.0f} s")), LATE)
 
     def _overdue(self, queue: LeaseQueue) -> list[tuple[Any, Exception | None]]:
         now = time.monotonic()
         late = [c for c, actor in self._calls.items() if now - queue.leases[actor].since > self.timeout]
         return [self._revoke(call, Overdue(f"no result after {self.timeout:.0f} s")) for call in late]
 
-    def _lost_nodes(self) -> list[tuple[Any, Exception | None]]:
-        if time.monotonic() - self._checked < NODE_CHECK_SECONDS:
+    def _lost_nodes(self, queue: LeaseQueue) -> list[tuple[Any, Exception | None]]:
+        """A look costs the driver 5 ms, more than a shard does, so it is taken only where one has been out for a while."""
+        now = time.monotonic()
+        if now - self._checked < NODE_CHECK_SECONDS:
             return []
-        self._checked = time.monotonic()
+        self._checked = now
+        since = [queue.leases[actor].since for actor in self._calls.values()] + [s for _, s in self._preparing.values()]
+        if all(now - s < NODE_CHECK_SECONDS for s in since):
+            return []
         alive = {n["NodeID"] for n in ray.nodes() if n["Alive"]}
         lost = [call for call, actor in self._calls.items() if self._node.get(actor) not in alive]
         ended = [self._revoke(call, LostNode("the node of its worker is gone")) for call in lost]
-        for actor in [a for a in self._idle if self._node.get(a) not in alive]:
-            self._drop(actor)
+        for actor in [*self._idle, *(a for a, _ in self._preparing.values())]:
+            if self._node.get(actor) not in alive:
+                self._drop(actor)
         return ended
 
     def _revoke(self, call: Any, why: Exception) -> tuple[Any, Exception | None]:
@@ -224,10 +277,12 @@ class ActorPool:
         if actor in self._idle:
             self._idle.remove(actor)
         self._calls = {call: a for call, a in self._calls.items() if a != actor}
+        self._preparing = {call: p for call, p in self._preparing.items() if p[0] != actor}
         ray.kill(actor, no_restart=True)
 
     def close(self) -> None:
         """Stop all actors, so that the CPUs are free for training."""
-        for actor in [*self._node, *(a for a, _ in self._starting.values())]:
+        for actor in [*self._node, *(a for a, _ in self._starting.values()), *self._ready]:
             ray.kill(actor, no_restart=True)
-        self._starting, self._idle, self._node, self._calls = {}, [], {}, {}
+        self._ready = []
+        self._starting, self._preparing, self._idle, self._node, self._calls = {}, {}, [], {}, {}

@@ -11,6 +11,8 @@ import json
 import os
 import secrets
 import sys
+from collections.abc import Sequence
+from importlib.util import find_spec
 from typing import Any
 
 from cluster import session
@@ -22,6 +24,7 @@ ASKED = "VILLA_ASKED"
 RECORDS = ".submitted"
 NODES = 32  # at most so many are asked
 NODE_SECONDS = 60.0
+LATER = ("torch", "deepspeed", "safetensors", "transformers")  # dear to import, and not needed by the first stage
 EXCLUSIVE = (
     "the storage does not honour exclusive creation (If-None-Match: * on PUT), on which every commit rests; use AWS "
     "S3, "
@@ -56,7 +59,10 @@ def node_trouble(url: str, name: str, python: str, villa: str) -> str:
     except (VillaError, OSError) as error:
         return str(error)
     try:
-        import villa_dist.stages.registry  # noqa: F401  what workers load first, so that they find it loaded
+        import villa_dist.stages.ingest  # noqa: F401  what workers load first, so that they find it loaded
+
+        if missing := [name for name in LATER if find_spec(name) is None]:
+            raise ImportError(f"No module named {missing[0]!r}")
     except ImportError as error:
         return f"a requirement is missing ({error}); install constraints/cpu.txt there, or use the image"
     if found is None:
@@ -95,7 +101,8 @@ def examine(asked: dict[str, Any]) -> dict[str, Any]:
 def _of_nodes(asked: dict[str, Any], here: dict[str, Any], problems: list[str], remarks: list[str]) -> dict[str, Any]:
     import ray
     from ray.exceptions import RayError
-    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    from cluster.pool import READY
 
     address = os.environ.get("RAY_ADDRESS", "auto")
     ray.init(address=address, log_to_driver=False, logging_level="ERROR")
@@ -113,26 +120,56 @@ def _of_nodes(asked: dict[str, Any], here: dict[str, Any], problems: list[str], 
         remarks.append(f"ray.workers={data} and the cluster has {cpus:.0f} CPUs: fewer will work at a time")
     nodes = [n for n in ray.nodes() if n["Alive"]]
     if not problems:
-        ask = ray.remote(num_cpus=0, max_retries=0)(node_trouble)
-        name = f"{RECORDS}/{asked['id']}.json"
-        calls = {
-            ask.options(scheduling_strategy=NodeAffinitySchedulingStrategy(n["NodeID"], soft=False)).remote(
-                asked["run"], name, here["python"], here["villa"]
-            ): n["NodeManagerAddress"]
-            for n in nodes[:NODES]
-        }
+        given = (asked["run"], f"{RECORDS}/{asked['id']}.json", here["python"], here["villa"])
+        calls = _ask(nodes[:NODES], int(data or max(cpus - session.DRIVER_SLACK, 1)), given)
         import villa_dist.pipeline  # noqa: F401  while the nodes start their workers
 
         ready, late = ray.wait(list(calls), num_returns=len(calls), timeout=NODE_SECONDS)
         for call in ready:
+            place, worker = calls[call]
             try:
                 trouble = ray.get(call)
             except RayError as error:
                 trouble = " ".join(str(error).split())[-300:]
             if trouble:
-                problems.append(f"node {calls[call]}: {trouble}")
-        remarks += [f"node {calls[call]} has not answered within {NODE_SECONDS:.0f} s" for call in late]
+                problems.append(f"node {place}: {trouble}")
+            elif worker is not None:
+                READY.append(worker)
+        for call in late:
+            place, worker = calls[call]
+            remarks.append(f"node {place} has not answered within {NODE_SECONDS:.0f} s")
+            if worker is not None:
+                ray.kill(worker, no_restart=True)
     return {"nodes": len(nodes), "cpus": cpus, "gpus": gpus}
+
+
+def _ask(nodes: Sequence[dict[str, Any]], workers: int, given: tuple[str, ...]) -> dict[Any, tuple[str, Any]]:
+    """Calls of `node_trouble` on each node, with the node's address and who is asked.
+
+    That is a worker such as the first stage will want, so that it is up when the stage begins (Ray gives no process that has
+    done a task to an actor), on as many nodes as there are to be workers; elsewhere, and where others use the cluster and
+    it might not start, a task that needs no CPU, and None.
+    """
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    from cluster.pool import remote_worker
+
+    mine = ray.get_runtime_context().get_node_id()
+    idle = ray.available_resources().get("CPU", 0.0) >= ray.cluster_resources().get("CPU", 0.0)
+    task, actor = ray.remote(num_cpus=0, max_retries=0)(node_trouble), remote_worker()
+    calls: dict[Any, tuple[str, Any]] = {}
+    for node in sorted(nodes, key=lambda n: n["NodeID"] == mine):
+        there = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+        worker = None
+        if idle and workers > 0 and node["Resources"].get("CPU", 0.0) >= 1:
+            workers -= 1
+            worker = actor.options(scheduling_strategy=there).remote()
+            call = worker.call.remote(node_trouble, *given)
+        else:
+            call = task.options(scheduling_strategy=there).remote(*given)
+        calls[call] = (node["NodeManagerAddress"], worker)
+    return calls
 
 
 def main() -> None:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import ray
 
-from cluster.pool import ActorPool
+from cluster.pool import ActorPool, take_ready
 from cluster.session import DRIVER_SLACK
 from cluster.train import train_on_ray
 from shards.work import Again, Job
@@ -25,8 +25,9 @@ class RayRunner:
     def shards(self, job: Job, shards: Sequence[str], done: Callable[[str], None], again: Again | None = None) -> None:
         workers, gpus = pool_size(self.config, ray.cluster_resources(), on_device=getattr(job, "on_device", False))
         if self._pool is None or (self._pool.workers, self._pool.gpus) != (workers, gpus):
+            ready = take_ready() if not gpus else []
             self.close()
-            self._pool = ActorPool(workers, self.config.shard_timeout_seconds, self.config.attempts, gpus)
+            self._pool = ActorPool(workers, self.config.shard_timeout_seconds, self.config.attempts, gpus, ready)
         self._pool.run(job, shards, done, again)
 
     def train(self, request: TrainRequest) -> None:
@@ -34,9 +35,12 @@ class RayRunner:
         train_on_ray(request)
 
     def close(self) -> None:
+        """End all actors, those too that no pool has taken."""
         if self._pool is not None:
             self._pool.close()
         self._pool = None
+        for actor in take_ready():
+            ray.kill(actor, no_restart=True)
 
 
 def pool_size(config: RayConfig, resources: Mapping[str, float], *, on_device: bool) -> tuple[int, float]:

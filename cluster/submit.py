@@ -34,6 +34,8 @@ LOOK = (
 POLL_SECONDS = 0.5
 PROBE_SECONDS = 300.0
 STOP_SECONDS = 60.0
+AWAY_SECONDS = 180.0  # so long the job server of a job that is followed may be away
+SILENT_SECONDS = 60.0  # of a log, after which its connection is made anew: a lost head closes none
 CHATTY = (
     *("ray._private.runtime_env.packaging", "ray._private.runtime_env.working_dir"),
     *("ray.dashboard.modules.dashboard_sdk", "ray.dashboard.modules.job.sdk"),
@@ -43,6 +45,12 @@ OVERRIDING = ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS")  # Ray's client takes the
 
 class RefusedJob(VillaError):
     """The checks on the cluster found something."""
+
+
+class LostJob(VillaError):
+    """The cluster that had the job is gone, or another one answers in its place."""
+
+    exit_code = 1
 
 
 @dataclass(frozen=True)
@@ -142,24 +150,34 @@ def entrypoint(what: Submission) -> str:
 def follow(client: Any, name: str, tell: Callable[[str], None], *, until_started: bool = False) -> str:
     """Pass on the lines of a job's log until it ends, or until its checks are done. Returns its status.
 
-    Raises: RefusedJob naming what the checks on the cluster found.
+    Raises: RefusedJob naming what the checks on the cluster found; LostJob when the cluster is gone.
     """
-    seen = Seen(tell)
+    seen, since = Seen(tell), 0.0  # since: when the job server was found away
     while True:
         try:
             asyncio.run(_read(client, name, seen, until_started))
-        except (RuntimeError, OSError) as error:  # the connection, not the job
-            LOG.info("submit: the log of %s is cut off (%s); looking again", name, " ".join(str(error).split())[:120])
-        except Exception as error:  # noqa: BLE001  of aiohttp, when the head restarts
-            LOG.info("submit: the log of %s is cut off (%s); looking again", name, type(error).__name__)
+        except Exception as error:  # noqa: BLE001  the connection, not the job; of aiohttp, when the head restarts
+            if not since:
+                said = " ".join(str(error).split())[:120] or type(error).__name__
+                LOG.info("submit: the log of %s is cut off (%s); looking again", name, said)
         seen.check()
-        status = _status(client, name)
-        if until_started and seen.probed:
-            return status
-        if status in ENDED:
-            seen.take_rest(client.get_job_logs(name))
-            seen.check()
-            return status
+        status = _status_if_there(client, name)
+        if status is None:
+            since = since or time.monotonic()
+            if time.monotonic() - since > AWAY_SECONDS:
+                raise LostJob(
+                    f"no job server has answered for {AWAY_SECONDS:.0f} s: job {name} may go on without being followed "
+                    "(`villa submit --status` asks for it). Where its head is lost, submit again to a new cluster: what "
+                    "is committed stays"
+                )
+        else:
+            since = 0.0
+            if until_started and seen.probed:
+                return status
+            if status in ENDED:
+                seen.take_rest(client.get_job_logs(name))
+                seen.check()
+                return status
         time.sleep(POLL_SECONDS)
 
 
@@ -218,8 +236,12 @@ class Seen:
 
 
 async def _read(client: Any, name: str, seen: Seen, until_started: bool) -> None:
-    skip = seen.passed
-    async for text in client.tail_job_logs(name):
+    skip, texts = seen.passed, aiter(client.tail_job_logs(name))
+    while True:
+        try:
+            text = await asyncio.wait_for(anext(texts), SILENT_SECONDS)
+        except (StopAsyncIteration, asyncio.TimeoutError):
+            return
         fresh, skip = text[skip:], max(0, skip - len(text))
         seen.take(fresh)
         if seen.problems or (until_started and seen.probed):
@@ -270,6 +292,26 @@ def stop(client: Any, name: str) -> str:
 
 def _status(client: Any, name: str) -> str:
     return str(client.get_job_status(name).value)
+
+
+def _status_if_there(client: Any, name: str) -> str | None:
+    """None while nobody answers. Raises: LostJob when who answers does not know the job."""
+    from ray.exceptions import AuthenticationError
+
+    try:
+        return _status(client, name)
+    except AuthenticationError:
+        known = "takes another token"
+    except RuntimeError as error:
+        if "does not exist" not in str(error):
+            return None
+        known = f"does not know job {name}"
+    except OSError:
+        return None
+    raise LostJob(
+        f"the cluster that answers now {known}: the one it ran on is lost. Submit again: what is committed stays, and the "
+        "same command goes on from there"
+    )
 
 
 def _safe(text: str) -> str:

@@ -17,6 +17,7 @@ import ray
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 
+from cluster.trouble import lost_ranks
 from shards.errors import VillaError
 from villa_dist.names import CHECKPOINTS
 from villa_dist.train import signals
@@ -52,7 +53,7 @@ def train_on_ray(request: TrainRequest) -> None:
         if asked.is_set():
             raise signals.preempted(request.job, reached(folder / CHECKPOINTS))
         if error is not None:
-            raise GroupDied(str(error)) from error
+            raise GroupDied(lost_ranks(error)) from error
 
     with signals.sigterm_calls(stop):
         with_restarts(request.job, folder, request.optim.restarts, group)

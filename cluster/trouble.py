@@ -66,6 +66,15 @@ def trouble(error: Exception) -> Trouble:
     return Trouble(kind, f"{kind}: {_line(text)}", OURS)
 
 
+def lost_ranks(error: Exception) -> str:
+    """What Ray Train says of a group that failed, a line a rank: its own message is pages of ids and logs."""
+    failures = getattr(error, "worker_failures", None)
+    if not isinstance(failures, dict) or not failures:
+        return str(error)
+    causes = {rank: getattr(found, "health_check_failure", None) or found for rank, found in failures.items()}
+    return "; ".join(f"rank {rank}: {trouble(cause).reason}" for rank, cause in sorted(causes.items()))
+
+
 def _line(text: str) -> str:
     whole = " ".join(text.split())
     return whole if len(whole) <= LONGEST else whole[: LONGEST - 1] + "…"

@@ -29,6 +29,7 @@ SCENARIOS: dict[
     "break": (("break", UNITS[3], 9), 8, 60.0),
     "break all": (("break", "*", 9), 8, 60.0),
     "wrong": (("wrong", UNITS[3], 1), 8, 60.0),
+    "slow to load": (("load", UNITS[0], 1), 8, 2.0),  # by workers of its own: the pool was closed by the one before
 }
 
 

@@ -10,16 +10,21 @@ from pathlib import Path
 
 from shards.errors import VillaError
 
+LOAD_SECONDS = 4.0
+
 
 @dataclass(frozen=True)
 class Job:
     folder: str
 
     def worker(self) -> Worker:
+        if list(Path(self.folder).glob("load-*")):
+            time.sleep(LOAD_SECONDS)
         return Worker(Path(self.folder))
 
     def asks(self, what: str, unit: str, times: int = 1) -> None:
-        """die, hang, break (an error of ours) or wrong (a mistake of the user's), at the next `times` tries of a unit."""
+        """die, hang, break (an error of ours) or wrong (a mistake of the user's), at the next `times` tries of a unit; load:
+        workers take long to be made, whatever the unit."""
         for n in range(times):
             Path(self.folder, f"{what}-{unit}-{n}").touch()
 

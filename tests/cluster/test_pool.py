@@ -7,11 +7,12 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from pool_child import UNITS
-from pool_jobs import Job
+from pool_jobs import LOAD_SECONDS, Job
 
 from shards.errors import VillaError
 from villa_dist.config import RayConfig
@@ -73,6 +74,12 @@ def test_a_users_mistake_is_raised_at_once(found: tuple[Path, dict[str, Any]]) -
     assert "give another" in ended["raised"] and job.tries(UNITS[3]) == 1
 
 
+def test_what_a_worker_loads_first_is_no_shards_time(found: tuple[Path, dict[str, Any]]) -> None:
+    job, ended = scenario(found, "slow to load")
+    assert sorted(ended["told"]) == UNITS == job.committed() and ended["retries"] == []
+    assert ended["seconds"] > LOAD_SECONDS
+
+
 def test_the_next_shard_is_read_ahead(found: tuple[Path, dict[str, Any]]) -> None:
     job, ended = scenario(found, "undisturbed")
     ahead = {p.name.split("-")[1] for p in Path(job.folder).glob("ahead-*")}
@@ -91,8 +98,10 @@ def test_starts_that_fail_end_the_job_only_in_a_row(monkeypatch: pytest.MonkeyPa
         return "node"
 
     def start(call: str) -> None:
-        pool._starting[call] = (object(), 0.0)
-        pool._started(call)
+        pool._starting[call] = (Ready(), 0.0)
+        pool._started(call, Job("/nowhere"))
+        for preparing in list(pool._preparing):
+            pool._prepared(preparing)
 
     monkeypatch.setattr("ray.get", get)
     pool = ActorPool(workers=1, timeout=60.0, attempts=1)
@@ -114,3 +123,36 @@ def test_actors_leave_cpus_free_and_share_gpus() -> None:
     assert pool_size(RayConfig(), eight, on_device=True) == (2, 1.0)
     assert pool_size(RayConfig(gpus_per_worker=0.5), eight, on_device=True) == (4, 0.5)
     assert pool_size(RayConfig(workers=3), {"CPU": 9.0}, on_device=True) == (3, 0.0)
+
+
+class Ready:
+    """An actor that was started before there was a use for it."""
+
+    def __init__(self) -> None:
+        self.node = SimpleNamespace(remote=object)
+        self.prepare = SimpleNamespace(remote=lambda job: "prepared")
+
+
+def test_actors_that_are_ready_are_taken_first_and_ended_with_the_pool(monkeypatch: pytest.MonkeyPatch) -> None:
+    from cluster import pool
+
+    killed: list[object] = []
+    monkeypatch.setattr(pool.ray, "kill", lambda actor, no_restart: killed.append(actor))
+    ready = [Ready(), Ready(), Ready()]
+    made = pool.ActorPool(3, 60.0, 2, ready=ready)
+    made._fill(2)
+    assert {id(actor) for actor, _ in made._starting.values()} <= {id(actor) for actor in ready}
+    assert len(made._starting) == 2
+    made.close()
+    assert {id(actor) for actor in killed} == {id(actor) for actor in ready}, "the third would hold a CPU for ever"
+
+
+def test_actors_that_no_pool_has_taken_are_ended_before_training(monkeypatch: pytest.MonkeyPatch) -> None:
+    from cluster import pool, runner
+
+    killed: list[object] = []
+    monkeypatch.setattr(runner.ray, "kill", lambda actor, no_restart: killed.append(actor))
+    monkeypatch.setattr(pool, "READY", [Ready()])
+    monkeypatch.setattr(runner, "train_on_ray", lambda request: killed.append(request))
+    runner.RayRunner(RayConfig()).train("request")  # type: ignore[arg-type]
+    assert len(killed) == 2 and killed[-1] == "request" and not pool.READY

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import shlex
 import subprocess
 import sys
 from collections.abc import AsyncIterator
+from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -18,6 +21,7 @@ from cluster.submit import HERE, RefusedJob, Seen, Submission, entrypoint, follo
 from shards.errors import VillaError
 from villa_dist.config import Config
 from villa_dist.config_file import as_given, dump
+from villa_dist.stages import registry
 
 PROBED = {"problems": [], "remarks": [], "nodes": 1, "cpus": 2.0, "gpus": 0.0, "ray": "2", "python": "3.11.1"}
 
@@ -176,6 +180,54 @@ def test_without_following_it_ends_when_the_checks_are_done() -> None:
     assert client.calls < len(client.pieces)
 
 
+class Lost(Client):
+    """A job whose log ends in the middle, with what asking for its status raises from then on; `hangs`: without an end."""
+
+    def __init__(self, error: Exception, *, hangs: bool = False) -> None:
+        super().__init__(log_of("first"), "RUNNING")
+        self.error, self.hangs, self.asked = error, hangs, 0
+
+    def get_job_status(self, name: str) -> Any:
+        self.asked += 1
+        raise self.error
+
+    async def tail_job_logs(self, name: str) -> AsyncIterator[str]:
+        if self.asked:
+            raise ConnectionRefusedError("nobody there")
+        for piece in self.pieces:
+            yield piece
+        if self.hangs:
+            await asyncio.sleep(3600)
+
+
+def test_a_head_that_is_lost_is_told_once_and_not_waited_for_for_ever(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(submit, "AWAY_SECONDS", 0.3)
+    client, told = Lost(ConnectionRefusedError("nobody there")), []
+    with caplog.at_level("INFO"), pytest.raises(submit.LostJob, match=r"answered for 0 s: job job .*submit again"):
+        follow(client, "job", told.append)
+    assert told == ["first"] and client.asked > 10
+    assert sum("is cut off" in record.message for record in caplog.records) <= 1
+
+
+def test_a_head_that_closes_no_connection_is_found_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(submit, "SILENT_SECONDS", 0.05)
+    monkeypatch.setattr(submit, "AWAY_SECONDS", 0.1)
+    with pytest.raises(submit.LostJob, match="no job server has answered"):
+        follow(Lost(TimeoutError("no answer"), hangs=True), "job", print)
+
+
+def test_another_cluster_in_the_place_of_the_lost_one_is_told() -> None:
+    from ray.exceptions import AuthenticationError
+
+    unknown = RuntimeError("Request failed with status code 404: Job job does not exist.")
+    for error, said in ((unknown, "does not know job job"), (AuthenticationError("no"), "takes another token")):
+        with pytest.raises(submit.LostJob, match=rf"{said}.*[Ss]ubmit again") as caught:
+            follow(Lost(error), "job", print)
+        assert caught.value.exit_code == 1
+
+
 # ---- on the cluster
 
 
@@ -212,6 +264,15 @@ def test_a_node_with_another_python_villa_or_folder_is_told(tmp_path: Path) -> N
     assert "and the head has 3.8.1" in probe.node_trouble(str(tmp_path), "record", "3.8.1", __version__)
     assert "and the head has 0.0.0" in probe.node_trouble(str(tmp_path), "record", here, "0.0.0")
     assert "not the folder that the head sees" in probe.node_trouble(str(tmp_path / "own"), "record", here, __version__)
+
+
+def test_the_first_stages_load_no_torch_and_every_stage_is_where_its_name_says() -> None:
+    """A node that checks itself loads what the first stage needs: a second and a half less than with torch."""
+    first = "import sys, villa_dist.stages.ingest, villa_dist.stages.vocabulary; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", first], cwd=Path(__file__).parents[2]).returncode == 0
+    for name, stage in registry.STAGES.items():
+        assert callable(getattr(import_module(f"villa_dist.stages.{name}"), stage))
+    assert all(find_spec(name) for name in probe.LATER)
 
 
 # ---- the data's word

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from ray.exceptions import ActorDiedError, NodeDiedError, OutOfMemoryError, RayTaskError
 
-from cluster.trouble import KILLED, LATE, MEMORY, NODES, OURS, LostNode, Overdue, trouble
+from cluster.trouble import KILLED, LATE, MEMORY, NODES, OURS, LostNode, Overdue, lost_ranks, trouble
 
 
 @pytest.mark.parametrize(
@@ -42,3 +42,14 @@ def test_each_kind_names_its_remedy(error: Exception, kind: str, remedy: str) ->
 def test_a_reason_is_one_line_of_bounded_length() -> None:
     told = trouble(RayTaskError("process", "", ValueError("word \n" * 1000), pid=1, ip="10.0.0.1"))
     assert "\n" not in told.reason and len(told.reason) < 400
+
+
+def test_lost_ranks_are_told_in_a_line_each() -> None:
+    failed = RuntimeError("Training failed due to worker errors:\n" + "actor 0123 on node 4567\n" * 99)
+    wrapped = RuntimeError("A worker health check failed.\n" + "logs\n" * 99)
+    wrapped.health_check_failure = ActorDiedError()  # type: ignore[attr-defined]
+    failed.worker_failures = {1: wrapped, 0: RuntimeError("gloo: connection closed by peer")}  # type: ignore[attr-defined]
+    told = lost_ranks(failed)
+    assert told.startswith("rank 0: RuntimeError: gloo: connection closed by peer; rank 1: its worker died (")
+    assert "\n" not in told and len(told) < 500
+    assert lost_ranks(RuntimeError("no group")) == "no group"

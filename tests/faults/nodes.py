@@ -5,8 +5,9 @@
         nodes.cut("one")        # the cable is pulled
         nodes.kill_raylet("two")
 
-A fourth namespace holds the bridge, so the machine's own network is not touched. The processes of a namespace are ours
-alone; what ends them goes by their ids. What a killed test run has left is removed by the next.
+A fourth namespace holds the bridge, so the machine's own network is not touched, and a fifth one, `outside`, what is no
+node: a client, a storage. The processes of a namespace are ours alone; what ends them goes by their ids. What a killed test
+run has left is removed by the next.
 """
 
 from __future__ import annotations
@@ -29,8 +30,9 @@ from typing import Any
 from cluster.session import KEEPALIVE, QUIET
 
 NAMES = ("head", "one", "two")
+OUTSIDE = "outside"
 PREFIX = "villa-nodes-"
-PORT, METRICS = 6379, 8090
+PORT, METRICS, DASHBOARD = 6379, 8090, 8265
 START_SECONDS, START_TRIES = 180.0, 3
 CLONE_NEWNET, PR_SET_PDEATHSIG = 0x40000000, 1
 ROOT = Path(__file__).parents[2]
@@ -54,14 +56,16 @@ def missing() -> str:
 
 
 def address(node: str) -> str:
-    return f"10.77.0.{NAMES.index(node) + 1}"
+    return f"10.77.0.{(*NAMES, OUTSIDE).index(node) + 1}"
 
 
 class Nodes:
-    """The head and two more nodes, of `cpus` each."""
+    """The head and two more nodes, of `cpus` each. jobs: with a job server at `jobs_url`. up: else they are wired only, and
+    `mend` starts them."""
 
-    def __init__(self, cpus: int = 1, **env: str) -> None:
-        self.cpus = cpus
+    def __init__(self, cpus: int = 1, *, jobs: bool = False, up: bool = True, **env: str) -> None:
+        self.cpus, self.jobs, self.up = cpus, jobs, up
+        self.jobs_url = f"http://{address('head')}:{DASHBOARD}"
         self.address = f"{address('head')}:{PORT}"
         self._given = env
         self._main: dict[str, subprocess.Popen[bytes]] = {}
@@ -79,12 +83,14 @@ class Nodes:
             "RAY_AUTH_TOKEN_PATH": str(self.folder / "token"),
             "HOME": str(self.folder),
             "PYTHONPATH": f"{ROOT}:{Path(__file__).parent}",
+            "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",  # a job's `python` is the head's
             "OMP_NUM_THREADS": "1",
             **self._given,
         }
         try:
             self._wire()
-            self.mend()
+            if self.up:
+                self.mend()
         except BaseException:
             self._remove()
             raise
@@ -115,8 +121,16 @@ class Nodes:
         assert len(raylets) == 1, f"{len(raylets)} raylets on {node}"
         os.kill(raylets[0], signal.SIGKILL)
 
+    def lose(self, node: str) -> None:
+        """SIGKILL of all that runs on a node, as when its machine is lost."""
+        self._end(node)
+
     def pids(self, node: str) -> list[int]:
         return _pids(_space(node))
+
+    def called(self, node: str, words: str) -> list[int]:
+        """The processes of a node whose command line holds `words`; Ray's are called ray::CLASS.METHOD."""
+        return [pid for pid in self.pids(node) if words in command_line(pid)]
 
     def inside(self, node: str, work: Callable[[], Any]) -> Any:
         """Call `work` in a thread whose sockets are a node's."""
@@ -144,9 +158,11 @@ class Nodes:
         for node in NAMES:
             self.join(node)
         lost = [n for n in NAMES if not self._alive(n)]
-        assert not self._main or "head" not in lost, "the head is gone"
+        if "head" in lost:
+            lost = list(NAMES)  # a new cluster
         for node in lost:
             self._end(node)
+        for node in lost:
             self._begin(node)
             if node == "head":
                 self._await("head")
@@ -159,7 +175,7 @@ class Nodes:
         _ip("netns", "add", _space("switch"))
         _ip("-n", _space("switch"), "link", "add", "name", "bridge", "type", "bridge")
         _ip("-n", _space("switch"), "link", "set", "bridge", "up")
-        for node in NAMES:
+        for node in (*NAMES, OUTSIDE):
             space = _space(node)
             _ip("netns", "add", space)
             _ip("-n", space, "link", "add", "eth0", "type", "veth", "peer", "name", node, "netns", _space("switch"))
@@ -172,11 +188,10 @@ class Nodes:
         place = self.folder / node
         shutil.rmtree(place, ignore_errors=True)
         place.mkdir()
-        where = (
-            ["--head", f"--port={PORT}", "--include-dashboard=false"]
-            if node == "head"
-            else [f"--address={self.address}"]
-        )
+        where = [f"--address={self.address}"]
+        if node == "head":
+            served = [f"--dashboard-host={address(node)}", f"--dashboard-port={DASHBOARD}"]
+            where = ["--head", f"--port={PORT}", *(served if self.jobs else ["--include-dashboard=false"])]
         command = [
             *(sys.executable, "-m", "ray.scripts.scripts", "start", *where, "--block", "--disable-usage-stats"),
             *(f"--node-ip-address={address(node)}", f"--num-cpus={self.cpus}", f"--temp-dir={place}"),
@@ -208,7 +223,7 @@ class Nodes:
             self._main.pop(node).wait(timeout=30)
 
     def _remove(self) -> None:
-        for node in NAMES:
+        for node in (*NAMES, OUTSIDE):
             self._end(node)
         for space in _spaces():
             if space.startswith(f"{PREFIX}{os.getpid()}-"):
@@ -261,6 +276,14 @@ def _end_space(space: str) -> None:
 def _remove_space(space: str) -> None:
     _end_space(space)
     _ip("netns", "del", space)
+
+
+def command_line(pid: int) -> str:
+    """Its arguments with spaces between; empty where it is gone."""
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace").strip()
+    except OSError:
+        return ""
 
 
 def _name(pid: int) -> str:

@@ -76,20 +76,20 @@ class Reset(Exception):
 
 
 class Proxy:
-    def __init__(self, upstream: tuple[str, int]) -> None:
-        self.upstream = upstream
+    def __init__(self, upstream: tuple[str, int], host: str = "127.0.0.1") -> None:
+        self.upstream, self.host = upstream, host
         self.faults: list[Fault] = []
         self.requests: list[str] = []  # "METHOD target", in the order they came in
         self.ignores_conditions = False  # as some storages do
         self._lock = threading.Lock()
         self._one_at_a_time = threading.Lock()
-        self._listener = socket.create_server(("127.0.0.1", 0), backlog=128)
+        self._listener = socket.create_server((host, 0), backlog=128)
         self.port: int = self._listener.getsockname()[1]
         self._open: set[socket.socket] = set()
 
     @property
     def url(self) -> str:
-        return f"http://127.0.0.1:{self.port}"
+        return f"http://{self.host}:{self.port}"
 
     def start(self) -> Proxy:
         threading.Thread(target=self._accept, name="proxy", daemon=True).start()

@@ -61,13 +61,12 @@ def environment(endpoint: str) -> dict[str, str]:
     }
 
 
-@pytest.fixture(scope="session")
-def moto_server() -> Iterator[tuple[tuple[str, int], Any]]:
-    """(address, client) of the server; ended with the session."""
+def serve(ip_address: str = "127.0.0.1") -> tuple[tuple[str, int], Any, Any]:
+    """(address, client, server) of a server that is up."""
     server_module = pytest.importorskip("moto.server")
     boto3 = pytest.importorskip("boto3")
     logging.getLogger("werkzeug").setLevel(logging.ERROR)
-    server = server_module.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server = server_module.ThreadedMotoServer(ip_address=ip_address, port=0, verbose=False)
     server.start()
     host, port = server.get_host_and_port()
     client = boto3.client(
@@ -77,7 +76,14 @@ def moto_server() -> Iterator[tuple[tuple[str, int], Any]]:
         aws_secret_access_key="other",
         region_name="us-east-1",
     )
-    yield (host, port), client
+    return (host, port), client, server
+
+
+@pytest.fixture(scope="session")
+def moto_server() -> Iterator[tuple[tuple[str, int], Any]]:
+    """(address, client) of the server; ended with the session."""
+    address, client, server = serve()
+    yield address, client
     client.close()
     server.stop()
 

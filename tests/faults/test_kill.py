@@ -31,8 +31,8 @@ MOMENTS = {
 }
 
 
-def start_and_kill_at(path: Path, command: list[str]) -> bool:
-    """Start a run and SIGKILL its whole process group once `path` exists. False when the run ended before that."""
+def start_and_kill_at(path: Path, command: list[str], how: signal.Signals = signal.SIGKILL) -> bool:
+    """Start a run and send its whole process group a signal once `path` exists. False when the run ended before that."""
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, start_new_session=True)
     deadline = time.monotonic() + 240
     while not path.exists():
@@ -41,12 +41,14 @@ def start_and_kill_at(path: Path, command: list[str]) -> bool:
             return False
         assert time.monotonic() < deadline, f"{path} did not appear"
         time.sleep(0.002)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.communicate()
+    os.killpg(process.pid, how)
+    _, said = process.communicate(timeout=60)
+    if how == signal.SIGTERM and process.returncode:  # it may have been too late
+        assert process.returncode == 130 and b"the same command resumes" in said and b"Traceback" not in said, said
     return True
 
 
-def chain(tmp_path: Path, runner: str, moments: list[str]) -> None:
+def chain(tmp_path: Path, runner: str, moments: list[str], how: signal.Signals = signal.SIGKILL) -> None:
     """One run killed at each moment in turn, then finished; another left alone."""
     config = config_file(tmp_path)
     tiny = [o for o in TINY if not o.startswith("runner=")] + [f"runner={runner}"]
@@ -55,7 +57,7 @@ def chain(tmp_path: Path, runner: str, moments: list[str]) -> None:
     committed: dict[str, tuple[int, int]] = {}
     struck = []
     for moment in moments:
-        if start_and_kill_at(killed / MOMENTS[moment], command):
+        if start_and_kill_at(killed / MOMENTS[moment], command, how):
             struck.append(moment)
         now = markers(killed)
         assert committed.items() <= now.items(), f"a committed shard was done again before {moment}"
@@ -74,6 +76,12 @@ def chain(tmp_path: Path, runner: str, moments: list[str]) -> None:
 @pytest.mark.slow
 def test_killed_at_every_stage(tmp_path: Path) -> None:
     chain(tmp_path, "local", list(MOMENTS))
+
+
+@pytest.mark.slow
+def test_asked_to_stop_in_every_data_stage(tmp_path: Path) -> None:
+    """By SIGTERM; tests/train does so to training."""
+    chain(tmp_path, "local", ["ingest", "regions", "pairs", "evaluate"], signal.SIGTERM)
 
 
 @pytest.mark.slow

@@ -15,12 +15,13 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
 import pytest
 from nodes import METRICS, NAMES, Nodes, address, missing
+from watched import Watched
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "integration"))
 from faulty import asks
@@ -39,18 +40,15 @@ PARTITION = 60.0
 BOUND = 240.0  # seconds: what hangs is longer
 
 
-class Offline:
+class Offline(Watched):
     """One run of the stages regions and pairs, from a copy of the prepared folder, by a driver on the head."""
 
     def __init__(self, nodes: Nodes, made: Path, place: Path) -> None:
-        self.nodes, self.place, self.run = nodes, place, place / "run"
-        self.faults = place / "faults"
+        super().__init__(place / "run", place / "stderr", BOUND)
+        self.nodes, self.place, self.faults = nodes, place, place / "faults"
         shutil.copytree(made, self.run)
         self.faults.mkdir()
         (self.faults / "pace").write_text(str(PACE))
-        self.log = place / "stderr"
-        self.seen: dict[str, tuple[int, int]] = {}
-        self.seconds = 0.0
 
     def begin(self, *settings: str, stages: str = "regions,pairs") -> None:
         own = (f"run={self.run}", "runner=ray", f"ray.address={self.nodes.address}", "ray.workers=3")
@@ -61,21 +59,6 @@ class Offline:
         with open(self.log, "ab") as log, open(self.place / "stdout", "wb") as out:
             self.driver = self.nodes.start("head", command, env=env, stdout=out, stderr=log)
 
-    def until(self, happened: Callable[[], bool], what: str) -> None:
-        """Poll; no marker that was seen may change or go."""
-        while not happened():
-            assert time.monotonic() - self.began < BOUND, (
-                f"no {what} within {BOUND:.0f} s: {self.log.read_text()[-3000:]}"
-            )
-            self.watch()
-            time.sleep(0.05)
-
-    def watch(self) -> None:
-        now = markers(self.run)
-        changed = {name for name, made in self.seen.items() if now.get(name) != made}
-        assert not changed, f"written twice or lost: {changed}"
-        self.seen = now
-
     def done(self, stage: str) -> int:
         return len(list(self.run.glob(f"*/{stage}/*.done.json")))
 
@@ -83,7 +66,7 @@ class Offline:
         """Until so many shards of a stage are committed."""
 
         def there() -> bool:
-            assert self.driver.poll() is None, f"the driver ended: {self.log.read_text()[-3000:]}"
+            assert self.driver.poll() is None, f"the driver ended: {self.tail()}"
             return self.done(stage) >= shards
 
         self.until(there, f"{shards} shards of {stage}")
@@ -110,9 +93,7 @@ class Offline:
         self.until(lambda: self.driver.poll() is not None, "end of the run")
         self.seconds = time.monotonic() - self.began
         self.watch()
-        told = self.log.read_text()
-        for word in ("Traceback", "StackTrace", "(raylet)"):
-            assert word not in told, told[-3000:]
+        told = self.told()
         assert max(map(len, told.splitlines())) < 500
         return self.driver.returncode, told
 

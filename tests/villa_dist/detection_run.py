@@ -48,13 +48,13 @@ def squares(seed: int) -> tuple[np.ndarray, list[list[int]], list[str]]:
     return pixels, boxes, names
 
 
-def write_data(folder: Path) -> dict[str, Any]:
+def write_data(folder: Path, shards: int = SHARDS) -> dict[str, Any]:
     """Two shards' folders (train, test) of tars, and the same boxes as a COCO truth."""
     truth: dict[str, Any] = {"images": [], "annotations": [], "categories": []}
     truth["categories"] = [{"id": n, "name": c} for c, n in IDS.items()]
     for split, first in (("train", 1000), ("test", 1)):
         (folder / split).mkdir(parents=True)
-        for shard in range(SHARDS):
+        for shard in range(shards):
             with tarfile.open(folder / split / f"{shard}.tar", "w") as tar:
                 for n in range(shard * IMAGES, (shard + 1) * IMAGES):
                     number = first + n

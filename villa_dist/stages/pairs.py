@@ -87,7 +87,10 @@ class PairsStage:
             runs = self._looked_at(base, known, timers)
         for some in runs:
             with timers.time("map"):
-                images += self._mapped(some, monitor)
+                try:
+                    images += self._mapped(some, monitor)
+                except ValueError as error:  # scores that are not numbers
+                    raise ShardError(f"shard {base.place}: {error}") from error
             counts["regions"] += sum(map(len, some.boxes))
             counts["mentions"] += sum(map(len, some.mentions))
         counts["pairs"] = sum(len(p.region) for p in images)

@@ -1,31 +1,22 @@
-"""The shard stages by name."""
+"""The shard stages by name. Each is imported when it is asked for: the first ones of a run need no torch."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from importlib import import_module
 
 from shards.errors import VillaError
 from villa_dist.stages.base import ShardStage, StageRequest
-from villa_dist.stages.boxes import BoxesStage
-from villa_dist.stages.detect import DetectStage
-from villa_dist.stages.embed import EmbedStage
-from villa_dist.stages.ingest import IngestStage
-from villa_dist.stages.pairs import PairsStage
-from villa_dist.stages.phrases import PhrasesStage
-from villa_dist.stages.regions import RegionsStage
-from villa_dist.stages.vocabulary import VocabularyStage
-from villa_dist.stages.whole import WholeStage
 
-STAGES: dict[str, Callable[[StageRequest], ShardStage]] = {
-    "ingest": IngestStage,
-    "vocabulary": VocabularyStage,
-    "regions": RegionsStage,
-    "pairs": PairsStage,
-    "embed": EmbedStage,
-    "boxes": BoxesStage,
-    "detect": DetectStage,
-    "whole": WholeStage,
-    "phrases": PhrasesStage,
+STAGES = {  # class, in the module of the stage's name
+    "ingest": "IngestStage",
+    "vocabulary": "VocabularyStage",
+    "regions": "RegionsStage",
+    "pairs": "PairsStage",
+    "embed": "EmbedStage",
+    "boxes": "BoxesStage",
+    "detect": "DetectStage",
+    "whole": "WholeStage",
+    "phrases": "PhrasesStage",
 }
 
 
@@ -33,4 +24,6 @@ def make_stage(request: StageRequest) -> ShardStage:
     """The stage a request names. Raises: VillaError naming the stages there are."""
     if request.stage not in STAGES:
         raise VillaError(f"there is no stage {request.stage!r}; stages: {', '.join(STAGES)}")
-    return STAGES[request.stage](request)
+    module = import_module(f"villa_dist.stages.{request.stage}")
+    stage: ShardStage = getattr(module, STAGES[request.stage])(request)
+    return stage
