@@ -123,7 +123,7 @@ def ancestors(pid: int) -> Iterator[int]:
 def workers(root: Path) -> None:
     """The CPU-bound reshard, contents hashed and proved, on foreign tars: by the clock, which others' work disturbs, and by
     the CPU that each worker takes. balance: CPU of all workers by that of the busiest, which bounds the speedup."""
-    from cluster.shards_cli import units_on
+    from cluster.work import units_on
 
     make(root / "src", 2 * 10**9, 10)
     make(root / "small", 10_000_000, 2)
@@ -159,7 +159,7 @@ def ray(root: Path) -> None:
 
 def two_workers(root: Path) -> None:
     """In a process of its own, since Ray joins one cluster a process."""
-    from cluster.shards_cli import units_on
+    from cluster.work import units_on
 
     start, options = time.perf_counter(), ReshardOptions(str(root / "out"), max_bytes=200_000_000)
     with units_on(2) as two:

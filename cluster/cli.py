@@ -7,8 +7,6 @@ import os
 import signal
 import sys
 import traceback
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Annotated, Any
 
 import typer
@@ -16,6 +14,7 @@ import typer
 from cluster import shards_cli
 from cluster.commands import evaluate, export, mine, plan, query, report, submit
 from cluster.result import emit, keep_stdout
+from cluster.work import pipeline
 from shards.errors import VillaError
 from shards.retry import scrub
 from villa_dist import __version__
@@ -30,7 +29,6 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-shards_cli.register()
 app.add_typer(shards_cli.app)
 ConfigArgument = Annotated[str, typer.Argument(help="a YAML config, for example configs/quickstart.yaml")]
 SetOption = Annotated[
@@ -77,34 +75,6 @@ def _run_app() -> int:
 
 def _interrupt(signum: int, frame: object) -> None:
     raise Interrupted
-
-
-@contextmanager
-def pipeline(config: Config, force: bool) -> Iterator[Any]:
-    """A pipeline on the runner that the config names, with the run's folder held."""
-    from cluster.lease import held
-    from shards.lock import lock
-    from villa_dist.pipeline import Pipeline
-
-    instead = "set `run` to another folder"
-    locked = lock(config.run, instead)  # of this machine: it goes with the process
-    try:
-        with held(config.run, instead):
-            if config.runner == "local":
-                from villa_dist.runner import LocalRunner
-
-                yield Pipeline(config, LocalRunner(), force=force)
-                return
-            from cluster.session import RaySession
-
-            with RaySession(config.ray):
-                from cluster.runner import RayRunner
-
-                runner = RayRunner(config.ray)
-                yield Pipeline(config, runner, force=force)
-                runner.close()
-    finally:
-        del locked
 
 
 def _run(config: Config, stages: tuple[str, ...], force: bool, command: str) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from cluster.result import emit
+from cluster.work import units_on
 from shards.decode import MAX_PIXELS
 from shards.errors import VillaError
 from shards.pack import Packing, PackOptions, check_apart
@@ -72,7 +73,6 @@ def command(
 
 
 def _work(packing: Packing, workers: int | None, address: str | None) -> None:
-    from cluster.shards_cli import units_on  # which registers this command
 
     if not packing.missing:
         return

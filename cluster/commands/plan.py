@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from cluster.result import emit
+from cluster.work import pipeline
 from villa_dist.config import Config
 from villa_dist.config_file import load
 from villa_dist.observe import LOG
@@ -30,7 +31,6 @@ def command(
     A few small shards are cut from the data and put through the real stages, by the runner of the config, in RUN.plan,
     which is removed again. Training is not in the plan.
     """
-    from cluster.cli import pipeline
     from villa_dist.planning.estimate import Means, lines, stage_estimate, total
     from villa_dist.planning.measure import loads, measure, small_config, trial
 

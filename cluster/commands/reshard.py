@@ -7,7 +7,7 @@ from typing import Annotated, Any, cast
 import typer
 
 from cluster.result import emit
-from cluster.shards_cli import units_on
+from cluster.work import units_on
 from shards.reshard.options import ReshardOptions
 from shards.reshard.run import reshard
 from villa_dist.observe import Progress

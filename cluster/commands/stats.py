@@ -9,7 +9,7 @@ import typer
 
 from cluster.commands.common import Address, Path, Scratch, Workers, progress_of
 from cluster.result import emit
-from cluster.shards_cli import units_on
+from cluster.work import units_on
 from shards.stats import SAMPLED, stats, summary
 
 COLUMNS = ("min", "p5", "p50", "p95", "max", "mean")

@@ -11,7 +11,7 @@ import typer
 
 from cluster.commands.common import SHOWN, Address, Path, Scratch, Workers, progress_of
 from cluster.result import emit
-from cluster.shards_cli import units_on
+from cluster.work import units_on
 from shards.findings import lines
 from shards.verify import Verified
 from shards.verify import verify as run_verify
