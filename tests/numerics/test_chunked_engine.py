@@ -20,7 +20,7 @@ from torch.multiprocessing.spawn import spawn
 
 from villa_dist.config import ModelConfig
 from villa_dist.config_train import OptimConfig, TrainConfig
-from villa_dist.train.local import free_port, set_rank_environment
+from villa_dist.train.local import free_port, leave, set_rank_environment
 from villa_dist.train.objective import RegionObjective
 from villa_dist.vlm.model import RegionVLM
 
@@ -51,6 +51,7 @@ def one_rank(rank: int, world: int, port: int, stages: list[int], options: dict[
         torch.save((cut, loss.item(), found), f"{folder}/{stage}-{rank}.pt")
         engine.raw.step()
         engine.close()
+    leave(0)
 
 
 @pytest.mark.slow

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from shards.errors import VillaError
 from villa_dist.config import ModelConfig
 from villa_dist.config_train import OptimConfig, TrainConfig
-from villa_dist.train.local import free_port, set_rank_environment
+from villa_dist.train.local import free_port, leave, set_rank_environment
 from villa_dist.train.objective import RegionObjective
 from villa_dist.train.recompute import blocks, recompute_blocks
 from villa_dist.vlm.model import RegionVLM
@@ -117,6 +117,7 @@ def one_rank(rank: int, world: int, port: int, stages: list[int], folder: str) -
         torch.save((loss.item(), found), f"{folder}/{stage}-{rank}.pt")
         engine.raw.step()
         engine.close()
+    leave(0)
 
 
 @pytest.mark.slow

@@ -46,7 +46,7 @@ def batch(seed: int) -> PairBatch:
 def two_steps(rank: int, folder: str, objective: str, out: str) -> None:
     """In a process of its own, since DeepSpeed keeps global state."""
     from villa_dist.train.engine import Engine, init_process_group
-    from villa_dist.train.local import free_port, set_rank_environment
+    from villa_dist.train.local import free_port, leave, set_rank_environment
 
     set_rank_environment(0, 1, "127.0.0.1", free_port())
     torch.set_num_threads(1)
@@ -64,6 +64,7 @@ def two_steps(rank: int, folder: str, objective: str, out: str) -> None:
     models.write(f"{out}/model", vlm.eval(), "f")
     Path(out, "result.json").write_text(json.dumps({"losses": losses, "moved": moved, "all": list(before)}))
     engine.close()
+    leave(0)
 
 
 @pytest.mark.parametrize(("family", "objective"), [("clip", "region"), ("siglip2", "whole")])

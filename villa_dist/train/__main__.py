@@ -24,6 +24,7 @@ from villa_dist.names import JOBS
 from villa_dist.observe import LOG, set_up_logging
 from villa_dist.train import pulse, signals
 from villa_dist.train.jobs import TrainRequest, run_request
+from villa_dist.train.local import leave
 
 SECTIONS = {
     "one_to_one": ("pretrain", "pretrain"),
@@ -82,7 +83,4 @@ def _bound(config: Config, job: str, stage: str, *, first: bool) -> TrainRequest
 
 
 if __name__ == "__main__":
-    code = main()
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code)
+    leave(main())

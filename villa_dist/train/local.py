@@ -128,11 +128,20 @@ def _rank_main(rank: int, world: int, port: int, request: TrainRequest, says: An
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole terminal group; the driver ends its ranks
     die_with_parent()
     set_rank_environment(rank, world, "127.0.0.1", port)
+    code = 0
     try:
         run_request(request)
     except BaseException as error:  # noqa: BLE001  told to the driver, which knows what the others say
         says.send((_pickled(error), traceback.format_exc()))
-        sys.exit(getattr(error, "exit_code", 1))  # what there is to tell the driver tells
+        code = getattr(error, "exit_code", 1)  # what there is to tell the driver tells
+    leave(code)
+
+
+def leave(code: int) -> None:
+    """End this process at once: threads of its process group now and then abort one that winds up by itself."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 def _pickled(error: BaseException) -> bytes:
