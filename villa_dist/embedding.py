@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any
 
@@ -19,7 +20,7 @@ IMAGES_AT_ONCE, TEXTS_AT_ONCE = 16, 256
 EDGE = 0.5  # pixels that a box may reach over the image's edge, as rounded boxes do
 
 
-class Embeds:
+class Embeds(ABC):
     """Every embedding is a row of float32 of unit length, on the model's device, without gradients.
 
     An image is whatever `pixels_of` takes. A subclass says how a batch of images of one size is embedded.
@@ -73,22 +74,27 @@ class Embeds:
     # ---- what a subclass says
 
     @property
+    @abstractmethod
     def embeds_on(self) -> torch.device:
-        raise NotImplementedError
+        """Where embeddings are made."""
 
+    @abstractmethod
     def pixels_of(self, image: Any) -> UInt8[Tensor, "3 H W"]:
-        raise NotImplementedError
+        """Raises: VillaError for what is no image."""
 
+    @abstractmethod
     def whole_batch(self, pixels: UInt8[Tensor, "N 3 H W"]) -> Float[Tensor, "N D"]:
-        raise NotImplementedError
+        """Of images of one size."""
 
+    @abstractmethod
     def regions_batch(
         self, pixels: UInt8[Tensor, "N 3 H W"], boxes: Float[Tensor, "R 4"], image_of: Int[Tensor, " R"]
     ) -> Float[Tensor, "R D"]:
-        raise NotImplementedError
+        """Of images of one size."""
 
+    @abstractmethod
     def texts_batch(self, texts: list[str]) -> Float[Tensor, "T D"]:
-        raise NotImplementedError
+        """Of a few texts."""
 
 
 def checked_boxes(boxes: Any, width: int, height: int) -> Float[Tensor, "R 4"]:

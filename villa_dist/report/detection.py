@@ -7,19 +7,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from villa_dist.names import TITLES
-from villa_dist.report.text import between, count, figure, listed, number, signed
+from villa_dist.report.rows import ModelRow, gap
+from villa_dist.report.text import between, count, figure, listed, number
 
 BOXES = {"truth": "true boxes", "proposals": "proposals"}
-
-
-@dataclass(frozen=True)
-class DetectionRow:
-    """values: a figure in percent and its interval, or "", for each column; against: ViLLA's difference to this model."""
-
-    job: str
-    label: str
-    values: tuple[tuple[float | None, str], ...]
-    against: str
 
 
 @dataclass(frozen=True)
@@ -28,7 +19,7 @@ class DetectionTable:
     boxes: str
     size: str
     columns: tuple[str, ...]
-    rows: tuple[DetectionRow, ...]
+    rows: tuple[ModelRow, ...]
 
 
 def detection_tables(results: Mapping[str, Any]) -> list[DetectionTable]:
@@ -46,7 +37,7 @@ def detection_tables(results: Mapping[str, Any]) -> list[DetectionTable]:
             columns += [("AP all", "all", "AP")] if metric != "AP" else []
             accuracy = ["top1", "top5"] if mode == "truth" else []
             rows = tuple(
-                DetectionRow(
+                ModelRow(
                     model,
                     TITLES.get(model, model),
                     tuple(_value(told.get(group) or {}, m, m == metric) for _, group, m in columns)
@@ -67,11 +58,10 @@ def _value(told: Mapping[str, Any], metric: str, main: bool) -> tuple[float | No
 
 
 def _against(differences: Sequence[Mapping[str, Any]], model: str, mode: str, metric: str) -> str:
-    for d in differences:
-        if (d.get("first"), d.get("boxes"), d.get("group"), d.get("metric")) == (model, mode, "all", metric):
-            low, high = d["interval"]
-            return f"{signed(d['difference'], 1)} ({signed(low, 1)} to {signed(high, 1)})"
-    return ""
+    wanted = (model, mode, "all", metric)
+    return gap(
+        next((d for d in differences if tuple(map(d.get, ("first", "boxes", "group", "metric"))) == wanted), None)
+    )
 
 
 def sentence(tables: Sequence[DetectionTable]) -> list[str]:

@@ -8,7 +8,8 @@ from typing import Any
 
 from villa_dist.evaluate.figures import Table, tables
 from villa_dist.names import TITLES
-from villa_dist.report.text import between, count, figure, listed, number, signed
+from villa_dist.report.rows import ModelRow, gap
+from villa_dist.report.text import between, count, figure, listed, number
 
 WAYS = {
     "i2t": "image→text R@",
@@ -33,23 +34,13 @@ NOTES = {
 
 
 @dataclass(frozen=True)
-class EvaluationRow:
-    """values: a figure and its interval, or "", for each column; against: ViLLA's difference in the first column."""
-
-    job: str
-    label: str
-    values: tuple[tuple[float | None, str], ...]
-    against: str
-
-
-@dataclass(frozen=True)
 class EvaluationTable:
     part: str
     title: str
     split: str
     size: str
     columns: tuple[str, ...]
-    rows: tuple[EvaluationRow, ...]
+    rows: tuple[ModelRow, ...]
     note: str
 
 
@@ -63,9 +54,7 @@ def _shown(table: Table) -> EvaluationTable:
     for job, told in table.result["models"].items():
         intervals = told.get("intervals") or {}
         values = tuple((number(told.get(f)), between(intervals.get(f))) for f in table.figures)
-        d = table.against(job)
-        against = f"{signed(d['difference'], 1)} ({' to '.join(signed(v, 1) for v in d['interval'])})" if d else ""
-        rows.append(EvaluationRow(job, TITLES.get(job, job), values, against))
+        rows.append(ModelRow(job, TITLES.get(job, job), values, gap(table.against(job))))
     columns = tuple(map(column_of, table.figures))
     return EvaluationTable(table.part, table.title, table.split, table.size, columns, tuple(rows), NOTES[table.part])
 
