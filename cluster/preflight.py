@@ -88,6 +88,7 @@ def check_paths(given: Config) -> None:
         **{f"data.{split}": getattr(given.data, split) for split in ("train", "validation", "test")},
         "digits.mnist_dir": given.digits.mnist_dir,
         "model.weights": given.model.weights,
+        "pretrain.start": given.pretrain.start,
         "regions.hf.model": given.regions.hf.model,
     }
     if not Store(given.run).local:

@@ -30,6 +30,7 @@ from villa_dist.regions.detector import identity
 from villa_dist.stages import vocabulary as vocabulary_stage
 from villa_dist.stages.ingest import Unit, units
 from villa_dist.train.jobs import TrainRequest, keeps_a_sample, kept_below, model_folder
+from villa_dist.train.start import start_digest
 
 FORMAT = 3  # raised when the same config would give other bytes
 TRAINING = ("pretrain", "fit-mapping", "train")
@@ -239,13 +240,15 @@ def phrases_of_boxes(config: Config, split: str, row: str, model: str, annotatio
 def training(config: Config, job: str) -> Claim:
     """job: one_to_one, mapping, villa or ground_truth."""
     request = TrainRequest(job, config, "")
-    optim = request.optim.model_dump(mode="json", exclude=set(HOW))
+    optim = request.optim.model_dump(mode="json", exclude={*HOW, "start"})
     optim = {k: v for k, v in optim.items() if k not in OFF or v != OFF[k]}
     what: dict[str, Any] = {"format": FORMAT, "seed": config.seed, "steps": optim, "model": _section(config, "model")}
     what["base"] = stage_manifest(config, "train").digest
     what["data"] = {"max_pixels": config.data.max_pixels}
     if config.model.published and job != "mapping":  # which starts from the one-to-one VLM
         what["checkpoint"] = published.digest(config.model)
+    if job == "one_to_one" and config.pretrain.start is not None:
+        what["start"] = start_digest(config)
     if job != "one_to_one":
         what["vocabulary"] = vocabulary.read(Store(config.run)).fingerprint
     if job == "mapping":

@@ -346,10 +346,10 @@ class Config(Section):
                     f"evaluate.{name} is of photos, and data.source=docmnist has none; leave it out, or set "
                     "data.source=shards"
                 )
-        if self.pretrain.steps == 0 and not self.model.published:
+        if self.pretrain.steps == 0 and not self.model.published and self.pretrain.start is None:
             raise ValueError(
-                "pretrain.steps=0 takes the one-to-one VLM from a checkpoint; name it in model.weights, or train for "
-                "some steps"
+                "pretrain.steps=0 takes the one-to-one VLM as it is; name a checkpoint in model.weights or a finished "
+                "VLM's folder in pretrain.start, or train for some steps"
             )
         if self.train.micro_images and self.model.image.kind == "conv":
             raise ValueError(

@@ -38,6 +38,7 @@ def absolute(config: Config) -> Config:
     model = config.model.model_copy(update={"text": text, "weights": local_weights(config.model.weights)})
     lists = [fix(name) if "." in name or "/" in name else name for name in config.vocabulary.lists]  # else built-in
     words = config.vocabulary.model_copy(update={"lists": lists})
+    pretrain = config.pretrain.model_copy(update={"start": fix(config.pretrain.start)})
     detector = config.regions.hf.model_copy(update={"model": local_weights(config.regions.hf.model)})
     regions = config.regions.model_copy(update={"hf": detector})
     evaluate = config.evaluate
@@ -54,7 +55,8 @@ def absolute(config: Config) -> Config:
     parts = {"detection": found, "fine_grained": phrases, "classes": classes}
     evaluate = evaluate.model_copy(update={"baselines": baselines, **parts})
     sections = {
-        "data": data, "digits": digits, "model": model, "regions": regions, "vocabulary": words, "evaluate": evaluate
+        "data": data, "digits": digits, "model": model, "pretrain": pretrain, "regions": regions, "vocabulary": words,
+        "evaluate": evaluate,
     }  # fmt: skip
     return config.model_copy(update={"run": fix(config.run), **sections})
 

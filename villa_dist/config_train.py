@@ -110,9 +110,10 @@ class OptimConfig(Section):
 
 
 class PretrainConfig(OptimConfig):
-    """The one-to-one VLM's training job. No steps at all: it is the checkpoint of `model.weights` as published."""
+    """The one-to-one VLM's training job. No steps at all: it is what it starts from, as it is."""
 
     steps: Count | None = 400
+    start: str | None = None  # a finished VLM's folder, RUN/models/villa; None: `model.weights`, or random weights
 
 
 class FitConfig(OptimConfig):

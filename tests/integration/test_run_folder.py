@@ -90,3 +90,17 @@ def test_keys_are_listed_with_their_defaults() -> None:
     keys = result_line(villa("keys"))["keys"]
     assert keys["run"] == "required" or isinstance(keys["run"], str)
     assert keys["train.steps"] == 400 and keys["regions.proposals"] == "annotations"
+
+
+def test_a_second_run_starts_from_the_first_ones_vlm(finished: Path, tmp_path: Path) -> None:
+    """It is bound to the weights, not to their path."""
+    run, first = tmp_path / "run", tmp_path / "first"
+    shutil.copytree(finished / "models/villa", first)
+    given = [config_file(tmp_path), *sets(f"run={run}", *TINY, "pretrain.steps=0")]
+    for stage in ("ingest", "vocabulary", "pretrain"):
+        result_line(villa(stage, *given, "--set", f"pretrain.start={first}"))
+    taken = (run / "models/one_to_one/model.safetensors").read_bytes()
+    assert taken == (finished / "models/villa/model.safetensors").read_bytes()
+    result_line(villa("pretrain", *given, "--set", f"pretrain.start={finished}/models/villa"))
+    said = refused("pretrain", *given, "--set", f"pretrain.start={finished}/models/one_to_one")
+    assert "start:" in said and "--force" in said

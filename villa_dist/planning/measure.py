@@ -30,7 +30,7 @@ from villa_dist.stages.base import StageRequest
 from villa_dist.stages.ingest import Unit, units
 from villa_dist.train import lessons
 from villa_dist.train.jobs import TrainRequest, kept_below, model_folder
-from villa_dist.vlm.model import RegionVLM
+from villa_dist.train.start import first_vlm
 
 FOLDERS = {
     "ingest": ("base",),
@@ -209,7 +209,7 @@ def _share(config: Config, shards: list[str]) -> float:
 def stand_in(config: Config, small: Config) -> None:
     """The models of the run where they are trained, else such as they will be, with the weights they start from."""
     place = model_folder(config, "one_to_one")
-    vlm = models.load_vlm(place) if models.done(place) else RegionVLM(config.model).eval()
+    vlm = models.load_vlm(place) if models.done(place) else first_vlm(config).eval()
     models.write(model_folder(small, "one_to_one"), vlm, "plan")
     words, features = vocabulary.read(Store(small.run)), vlm.image.feature_dim
     attribute = torch.nn.functional.normalize(torch.randn(len(words), vlm.dim), dim=-1)

@@ -37,6 +37,7 @@ from villa_dist.train import lessons, near
 from villa_dist.train.calibration import calibrated
 from villa_dist.train.loop import JobParts, run_job
 from villa_dist.train.objective import MappingObjective, RegionObjective, WholeObjective, join_prompts
+from villa_dist.train.start import first_vlm
 from villa_dist.train.validate import Validation
 from villa_dist.vlm.model import RegionVLM
 
@@ -76,12 +77,12 @@ def model_folder(config: Config, job: str) -> str:
 def run_request(request: TrainRequest) -> None:
     """Train one job; called once on every rank, with the process group's environment set.
 
-    A one-to-one VLM that is a published checkpoint (`pretrain.steps: 0`) is not trained but written as it is, by one rank.
+    A one-to-one VLM that is taken as it is (`pretrain.steps: 0`) is not trained but written, by one rank.
     """
     build: Callable[[], JobParts]
     if request.job == "one_to_one" and request.optim.steps == 0:
         if int(os.environ.get("RANK", "0")) == 0:
-            models.write(request.folder, RegionVLM(request.config.model), request.fingerprint)
+            models.write(request.folder, first_vlm(request.config), request.fingerprint)
         return
     if request.job == "one_to_one":
         build = partial(one_to_one, request.config)
@@ -94,7 +95,7 @@ def run_request(request: TrainRequest) -> None:
 
 def one_to_one(config: Config) -> JobParts:
     samples = _samples(config, None)
-    vlm = RegionVLM(config.model)
+    vlm = first_vlm(config)
     check = validation(config, config.pretrain)
     described, recipe = models.vlm_description(vlm), recipe_of(config.pretrain)
     return JobParts(
