@@ -3,8 +3,8 @@
 python -m benchmarks.second_round --targets 16,33 --seeds 0,1,2 --split test
 
 The first round is `mapping.loss: both` alone with --steps steps, which leaves room above it. The second fits the mapping's
-tower from ViLLA's (`end_to_end`), or a head on ViLLA's own embeddings (`frozen`). `longer` is the first with as many steps as
-both rounds together, which is what a second one has to beat. F1 is held against true pairs; presence is what a user sees
+tower from ViLLA's (`end_to_end`), or a head on ViLLA's own embeddings (`frozen`). `longer` is the first with as many steps
+as both rounds together, which is what a second one has to beat. F1 is held against true pairs; presence is what a user sees
 without labels, here on the validation split: a second round is taken only where it rose (the guard).
 One JSON line a cell goes to OUT/cells, and a cell that is there is not made again. MNIST: --set digits.mnist_dir=PATH.
 """
