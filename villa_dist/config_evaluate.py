@@ -140,6 +140,7 @@ class EvaluateConfig(Section):
     splits: Annotated[list[Literal["validation", "test"]], Field(min_length=1)] = ["test"]
     ground_truth: bool = True  # also train on the true pairs, where they are known
     recall: list[Positive] = [1, 5, 10]  # of whole images and whole texts, at these ranks; none: it is left out
+    recall_images: Positive = 50_000  # of a split, drawn where it has more: recall compares every image with every text
     detection: DetectionConfig | None = None
     fine_grained: FineGrainedConfig | None = None
     classes: ClassTextsConfig | None = None

@@ -32,6 +32,8 @@ from shards.errors import VillaError
 from villa_dist.config import Config
 from villa_dist.evaluate.figures import Mean, lines, tables, together
 from villa_dist.evaluate.models_measured import encode_whole
+from villa_dist.evaluate.recall_run import drawn
+from villa_dist.evaluate.whole import read_whole
 from villa_dist.report.build import render
 
 
@@ -76,6 +78,23 @@ def test_recall_equals_a_plain_loop(folder: Path) -> None:
     gap = found["models"]["villa"]["i2t@1"] - found["models"]["one_to_one"]["i2t@1"]
     assert main["difference"] == pytest.approx(gap, abs=1e-3) and main["interval"][0] <= gap <= main["interval"][1]
     assert any(line.startswith("ViLLA - One-to-one VLM, i2t@1") for line in lines(tables(result)[0]))
+
+
+def test_of_many_images_some_are_drawn_alike_for_all_models(folder: Path) -> None:
+    config = evaluating(folder, recall=[1], recall_images=5)
+    found = evaluated(config)["recall"]["test"]
+    assert found["images"] == 5 and found["texts"] <= 5
+    assert "5 were drawn, the same for all models" in found["warnings"][0] and found["warnings"][0][3:] in render(
+        config
+    )
+    every = read_whole(config, "test", "villa")
+    some, other = drawn(every, 5), drawn(read_whole(config, "test", "one_to_one"), 5)
+    assert some.keys == other.keys and len(set(some.keys)) == 5
+    for n, key in enumerate(some.keys):
+        at = every.keys.index(key)
+        assert np.array_equal(some.image[n], every.image[at])
+        assert np.array_equal(some.text[some.text_of[n]], every.text[every.text_of[at]])
+    assert drawn(every, len(every.keys)) is every
 
 
 def test_nothing_is_asked(folder: Path, caplog: pytest.LogCaptureFixture) -> None:

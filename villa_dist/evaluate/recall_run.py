@@ -18,12 +18,28 @@ WAYS = ("i2t", "t2i")  # image to text, text to image
 
 def recall(config: Config, split: str) -> dict[str, Any]:
     """Of every model, from the sidecars of `whole`. Units are images (i2t) and distinct texts (t2i). Raises: VillaError."""
-    ks = sorted(set(config.evaluate.recall))
-    found, sizes = {}, (0, 0)
+    ks, most = sorted(set(config.evaluate.recall)), config.evaluate.recall_images
+    found, sizes, warnings = {}, (0, 0), []
     for row in rows(config):
-        whole = read_whole(config, split, row.name)
+        every = read_whole(config, split, row.name)
+        whole = drawn(every, most)
         found[row.name], sizes = figures(whole, ks), (len(whole.image), len(whole.text))
-    return {"images": sizes[0], "texts": sizes[1], "warnings": [], **together(found, config.evaluate.bootstrap)}
+        if len(whole.image) < len(every.image):
+            warnings = [
+                f"of {len(every.image):,} images {most:,} were drawn, the same for all models; recall among fewer is higher "
+                "(evaluate.recall_images)"
+            ]
+    return {"images": sizes[0], "texts": sizes[1], "warnings": warnings, **together(found, config.evaluate.bootstrap)}
+
+
+def drawn(whole: Whole, most: int) -> Whole:
+    """So many of its images, with their texts: which ones depends on their number alone, not on the model."""
+    if len(whole.image) <= most:
+        return whole
+    kept = np.sort(np.random.default_rng(0).choice(len(whole.image), most, replace=False))
+    texts, text_of = np.unique(whole.text_of[kept], return_inverse=True)
+    keys, classes = ([every[n] for n in kept] for every in (whole.keys, whole.classes))
+    return Whole(whole.image[kept], whole.text[texts], text_of, keys, classes)
 
 
 def figures(whole: Whole, ks: list[int]) -> Figures:

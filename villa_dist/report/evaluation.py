@@ -42,6 +42,7 @@ class EvaluationTable:
     columns: tuple[str, ...]
     rows: tuple[ModelRow, ...]
     note: str
+    warnings: tuple[str, ...] = ()
 
 
 def evaluation_tables(results: Mapping[str, Any]) -> list[EvaluationTable]:
@@ -56,7 +57,8 @@ def _shown(table: Table) -> EvaluationTable:
         values = tuple((number(told.get(f)), between(intervals.get(f))) for f in table.figures)
         rows.append(ModelRow(job, TITLES.get(job, job), values, gap(table.against(job))))
     columns = tuple(map(column_of, table.figures))
-    return EvaluationTable(table.part, table.title, table.split, table.size, columns, tuple(rows), NOTES[table.part])
+    note, warnings = NOTES[table.part], tuple(table.warnings)
+    return EvaluationTable(table.part, table.title, table.split, table.size, columns, tuple(rows), note, warnings)
 
 
 def column_of(name: str) -> str:
