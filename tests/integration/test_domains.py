@@ -1,4 +1,4 @@
-"""Product listings and chest radiographs from files to a report, by the commands of docs/reproduce.md as they stand."""
+"""Photos, product listings, chest radiographs from files to a report, by the commands of docs/reproduce.md as they stand."""
 
 from __future__ import annotations
 
@@ -7,15 +7,17 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
-from runs import sets
+from runs import contents, sets
 
 pytestmark = pytest.mark.slow
 
@@ -37,17 +39,22 @@ def commands(heading: str) -> str:
     return found[1]
 
 
-def follow(folder: Path, heading: str, *overrides: str) -> dict:
-    """Run a block of commands in a folder, the run itself made small. Returns its result line."""
+def at_home(folder: Path) -> dict[str, str]:
+    """The environment of a folder with configs and a `villa` of its own."""
     (folder / "bin").mkdir()
     villa = folder / "bin/villa"
     villa.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m cluster "$@"\n')
     villa.chmod(0o755)
     shutil.copytree(ROOT / "configs", folder / "configs")
+    return {**os.environ, "PATH": f"{folder}/bin:{os.environ['PATH']}", "PYTHONPATH": str(ROOT)}
+
+
+def follow(folder: Path, heading: str, *overrides: str) -> dict:
+    """Run a block of commands in a folder, the run itself made small. Returns its result line."""
+    environment = at_home(folder)
     given = " ".join(f"'{part}'" for part in sets(*SMALL, *overrides))
     script = re.sub(r"^(villa run .*)$", lambda line: f"{line[1]} {given}", commands(heading), flags=re.MULTILINE)
     script = re.sub(r"(villa shards (?:pack|reshard) )", r"\1--workers 1 ", script)
-    environment = {**os.environ, "PATH": f"{folder}/bin:{os.environ['PATH']}", "PYTHONPATH": str(ROOT)}
     ended = subprocess.run(
         ["sh", "-e", "-c", script], cwd=folder, env=environment, capture_output=True, text=True, timeout=600
     )
@@ -64,6 +71,50 @@ def tiny_clip(folder: Path) -> str:
         sys.path.pop(0)
     tiny_checkpoints.write("clip", folder)
     return str(folder)
+
+
+def some_photos(data: Path, folder: Path, count: int) -> None:
+    """The first photos with captions, in COCO's layout."""
+    captions, boxes = (json.loads((data / f"natural/{name}.json").read_text()) for name in ("captions", "annotations"))
+    ids = {image["id"] for image in captions["images"][:count]}
+    for name, told in (("captions", captions), ("annotations", boxes)):
+        told["images"] = [image for image in told["images"] if image["id"] in ids]
+        told["annotations"] = [a for a in told["annotations"] if a["image_id"] in ids]
+        (folder / f"{name}.json").write_text(json.dumps(told))
+    (folder / "images").mkdir()
+    for image in captions["images"]:
+        (folder / "images" / image["file_name"]).symlink_to(data / "natural/images" / image["file_name"])
+
+
+def test_photos_killed_at_three_random_moments(shared_data: Path, tmp_path: Path) -> None:
+    """SIGKILL of the whole run, the same command again: the same metrics, shards, sidecars and weights."""
+    some_photos(shared_data, tmp_path, 40)
+    small = [*CONV, "evaluate.detection.bootstrap=20", "regions.segments.side=96"]
+    alone = follow(tmp_path, "Photos, end to end", *small)
+    seed = time.time_ns()
+    assert alone["images"]["test"] > 5 and alone["detection"]["test"]["true_boxes"] > 10
+    again = sets("vocabulary.lists=[annotations.json]", *SMALL, *small, "run=runs/killed")
+    command = [sys.executable, "-m", "cluster", "run", "configs/photos.yaml", *again]
+    random, environment = np.random.default_rng(seed), {**os.environ, "PYTHONPATH": str(ROOT)}
+    photos, killed = tmp_path / "runs/photos", tmp_path / "runs/killed"
+    done = sorted(photos.rglob("*done.json"), key=lambda p: p.stat().st_mtime_ns)[:-2]
+    moments = sorted(random.choice(len(done), 3, replace=False).tolist())
+    for moment in moments:
+        quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+        process = subprocess.Popen(command, cwd=tmp_path, env=environment, start_new_session=True, **quiet)
+        until = time.monotonic() + 240
+        while not (killed / done[moment].relative_to(photos)).exists():
+            assert process.poll() is None and time.monotonic() < until, f"seed {seed}: {done[moment]} did not appear"
+            time.sleep(0.002)
+        time.sleep(random.uniform(0, 0.2))
+        os.killpg(process.pid, signal.SIGKILL)
+        assert process.wait() == -signal.SIGKILL, f"seed {seed}: it had ended by {done[moment]}"
+    ended = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=600)
+    assert ended.returncode == 0, ended.stderr[-3000:]
+    result = json.loads(ended.stdout)
+    for part in ("metrics", "detection", "recall", "images"):
+        assert result[part] == alone[part], f"seed {seed}: {part}"
+    assert contents(killed) == contents(photos), f"seed {seed}"
 
 
 def test_product_listings(shared_data: Path, tmp_path: Path) -> None:
