@@ -25,7 +25,8 @@ NAMES = {
 }
 NOTES = {
     "recall": "A query scores where one of its own is among the k best, ties by expectation; equal texts are one text. In "
-    "percent, with the interval of 95% of the resamples of queries.",
+    "percent, with the interval of 95% of the resamples of queries. A model that was trained on regions alone "
+    "(train.whole_weight: 0) has met no whole text.",
     "classes": "top-1: an image's nearest class by its prompts. P@k: the share of the k best that have the class, mean over "
     "classes. In percent, with the interval of 95% of the resamples of images.",
     "fine_grained": "top-1: the right phrase is nearer to its box than each negative, in percent. Mean rank: 1 is best. "
