@@ -90,9 +90,10 @@ def mapping_boxes(config: Config, split: str) -> dict[str, Any] | None:
         tallies.setdefault(name, Tally.of(len(words))).add(pairs, truth)
 
     for shard, known in shards_of(config, split):
+        keys = known["key"].to_pylist()
         given = source.of(shard, known)
         crowd, box, names = (_rows(known, f"true_{n}") for n in ("crowd", "box", "name"))
-        for i, pairs in enumerate(pair_rows(config, split, "pairs", shard)):
+        for i, pairs in enumerate(pair_rows(config, split, "pairs", shard, keys)):
             if known["image"][i].as_py() == NONE:
                 unknown += 1
                 continue
@@ -120,7 +121,9 @@ def mapping_boxes(config: Config, split: str) -> dict[str, Any] | None:
     if unknown:
         warnings.append(f"{unknown:,} images have no known boxes and do not count")
     if EVERY not in tallies:
-        warnings.append("proposals are not kept (pairs.fused), so there is nothing to hold the mapping against")
+        warnings.append(
+            "no proposals are at hand to compare with (with pairs.fused, set evaluate.detection.boxes: both)"
+        )
     return {
         "images": len(tallies[MAPPING].sums),
         "pairs": int(total[PAIRS]),
