@@ -336,7 +336,7 @@ def test_several_regions_on_one_box_by_hand() -> None:
     tally = Tally.of(3)
     tally.add(mine, truth)
     tally.add(pairs([], []), pairs([], []))
-    assert tally.sums == [(3, 4, 3, 3, 2), (0, 0, 0, 0, 0)]
+    assert tally.sums.tolist() == [[3, 4, 3, 3, 2], [0, 0, 0, 0, 0]]
     assert tally.of_attribute.tolist() == [[2, 3, 1, 1], [1, 1, 2, 2], [0, 0, 0, 0]]
     rows = tally.by_attribute(["x", "y", "z"])
     assert [r["attribute"] for r in rows] == ["y", "x"]  # by true boxes; what neither has is left out

@@ -5,8 +5,10 @@ Letters: V vocabulary, I images, P pairs and T true pairs of one image, K its bo
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -59,7 +61,7 @@ class Tally:
     when each box is found ONCE; of_attribute: the first four by attribute."""
 
     of_attribute: Int[np.ndarray, "V 4"]
-    sums: list[tuple[int, ...]] = field(default_factory=list)
+    kept: array[int] = field(default_factory=partial(array, "q"))  # the sums, one after another
 
     @classmethod
     def of(cls, attributes: int) -> Tally:
@@ -70,7 +72,7 @@ class Tally:
         met = meets(pairs, truth)
         right, found = np.any(met, axis=1), np.any(met, axis=0)
         once = int((matched(pairs, truth) >= 0).sum())
-        self.sums.append((int(right.sum()), len(right), int(found.sum()), len(found), once))
+        self.kept.extend((int(right.sum()), len(right), int(found.sum()), len(found), once))
         for column, ids in (
             (RIGHT, pairs.attribute[right]),
             (PAIRS, pairs.attribute),
@@ -80,16 +82,12 @@ class Tally:
             np.add.at(self.of_attribute[:, column], ids, 1)
 
     @property
-    def total(self) -> Int[np.ndarray, " 5"]:
-        return self._sums.sum(0)
-
-    @property
-    def _sums(self) -> Int[np.ndarray, "I 5"]:
-        return np.array(self.sums, np.int64).reshape(-1, 5)
+    def sums(self) -> Int[np.ndarray, "I 5"]:
+        return np.array(self.kept, np.int64).reshape(-1, ONCE + 1)
 
     def figures(self) -> Figures:
         """The main one first."""
-        sums = self._sums
+        sums = self.sums
         once = np.stack([2 * sums[:, ONCE], sums[:, PAIRS] + sums[:, TRUE]], 1)
         return {
             "f1": Harmonic("precision", "recall"),

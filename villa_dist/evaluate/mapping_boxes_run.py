@@ -106,7 +106,7 @@ def mapping_boxes(config: Config, split: str) -> dict[str, Any] | None:
                 proposals = given.proposals[i]
                 tally(EVERY, by_rule(proposals, said, np.ones(len(proposals), bool)), truth)
                 tally(LARGEST, by_rule(proposals, said, largest(proposals)), truth)
-    total = tallies[MAPPING].total if tallies else np.zeros(ONCE + 1, np.int64)
+    total = tallies[MAPPING].sums.sum(0) if tallies else np.zeros(ONCE + 1, np.int64)
     if not total[TRUE]:
         LOG.warning(
             "%s has no known box whose name is an attribute that its image's text mentions, so its pairs are not judged "
