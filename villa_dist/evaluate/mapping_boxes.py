@@ -17,7 +17,7 @@ from jaxtyping import Bool, Float, Int
 from villa_dist.attributes.lists import plain_name
 from villa_dist.attributes.phrases import key
 from villa_dist.attributes.vocabulary import Vocabulary
-from villa_dist.evaluate.figures import Figures, Harmonic, Mean, rounded
+from villa_dist.evaluate.figures import Figures, Harmonic, Mean, harmonic, rounded
 from villa_dist.evaluate.mapping_quality import matched, meets
 from villa_dist.types import RegionAttributePairs
 
@@ -104,9 +104,8 @@ class Tally:
         for a in often[counts[often][:, [PAIRS, TRUE]].any(1)].tolist():
             right, pairs, found, true = counts[a].tolist()
             precision, recall = (n / d if d else float("nan") for n, d in ((right, pairs), (found, true)))
-            both = np.nan_to_num([precision, recall])
-            f1 = 2 * both.prod() / both.sum() if both.sum() else 0.0
-            figures = {"precision": precision, "recall": recall, "f1": float(f1)}
+            f1 = float(harmonic(np.array([precision]), np.array([recall]))[0])
+            figures = {"precision": precision, "recall": recall, "f1": f1}
             told.append(
                 {"attribute": phrases[a], "pairs": pairs, "true_boxes": true}
                 | {name: rounded(value) for name, value in figures.items()}
