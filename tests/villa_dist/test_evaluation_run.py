@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 from detection_run import (
+    IMAGES,
     PROMPTS,
     QUALITY,
     SHARDS,
@@ -32,8 +33,7 @@ from shards.errors import VillaError
 from villa_dist.config import Config
 from villa_dist.evaluate.figures import Mean, lines, tables, together
 from villa_dist.evaluate.models_measured import encode_whole
-from villa_dist.evaluate.recall_run import drawn
-from villa_dist.evaluate.whole import read_whole
+from villa_dist.evaluate.whole import drawn, read_whole
 from villa_dist.report.build import render
 
 
@@ -87,14 +87,25 @@ def test_of_many_images_some_are_drawn_alike_for_all_models(folder: Path) -> Non
     assert "5 were drawn, the same for all models" in found["warnings"][0] and found["warnings"][0][3:] in render(
         config
     )
-    every = read_whole(config, "test", "villa")
-    some, other = drawn(every, 5), drawn(read_whole(config, "test", "one_to_one"), 5)
-    assert some.keys == other.keys and len(set(some.keys)) == 5
-    for n, key in enumerate(some.keys):
-        at = every.keys.index(key)
+    every = read_whole(config, "test", "villa", np.arange(len(TEST)))
+    chosen = drawn(len(TEST), 5)
+    assert len(set(chosen.tolist())) == 5 and drawn(4, 5).tolist() == [0, 1, 2, 3]
+    some = read_whole(config, "test", "villa", chosen)
+    assert len(some.text) == len(set(some.text_of.tolist())) == found["texts"]
+    for n, at in enumerate(chosen):
         assert np.array_equal(some.image[n], every.image[at])
         assert np.array_equal(some.text[some.text_of[n]], every.text[every.text_of[at]])
-    assert drawn(every, len(every.keys)) is every
+
+
+def test_shards_without_a_drawn_image_are_not_read(folder: Path) -> None:
+    config = evaluating(folder, recall=[1])
+    evaluated(config)
+    last = sorted((folder / "run/test/whole-villa").glob("*.parquet"))[-2]  # the last is the manifest
+    last.write_bytes(b"damaged")
+    few = np.array([0, 3, IMAGES - 1])
+    assert read_whole(config, "test", "villa", few).image.shape == (3, 3)
+    with pytest.raises(VillaError, match=last.stem):
+        read_whole(config, "test", "villa", np.array([0, len(TEST) - 1]))
 
 
 def test_nothing_is_asked(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
