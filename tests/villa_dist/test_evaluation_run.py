@@ -28,6 +28,7 @@ from detection_run import (
     whole_of,
     words_of,
 )
+from report_run import Page
 
 from shards.errors import VillaError
 from villa_dist.config import Config
@@ -74,6 +75,15 @@ def test_recall_equals_a_plain_loop(folder: Path) -> None:
     page = render(config)
     assert "Recall of whole images and whole texts, test split" in page and "image→text R@10" in page
     assert "were not measured" not in page and "whole, ViLLA" in page
+    for k in (1, 5, 10):
+        i2t = np.mean([chance(np.zeros(len(texts)), r, k) for r in own])
+        t2i = np.mean([chance(np.zeros(len(TEST)), r, k) for r in own.T])
+        assert found["chance"][f"i2t@{k}"] == pytest.approx(100 * i2t, abs=1e-3)
+        assert found["chance"][f"t2i@{k}"] == pytest.approx(100 * t2i, abs=1e-3)
+    row = Page(page).row("Chance")
+    assert row[1] == f"{found['chance']['i2t@1']:.1f}" and row[-1] == "–"
+    assert f"{found['chance']['i2t@1']:.1f}% by chance" in page
+    assert lines(tables(result)[0])[4].split()[:2] == ["Chance", f"{found['chance']['i2t@1']:.2f}"]
     main = next(d for d in found["differences"] if d["metric"] == "i2t@1")
     gap = found["models"]["villa"]["i2t@1"] - found["models"]["one_to_one"]["i2t@1"]
     assert main["difference"] == pytest.approx(gap, abs=1e-3) and main["interval"][0] <= gap <= main["interval"][1]
@@ -193,6 +203,8 @@ def test_configs_that_cannot_be_are_refused() -> None:
         ({"classes": {"prompts": {"red": [], "green": [5]}, "field": "a"}}, "two or more classes with their prompts"),
         ({"fine_grained": {"annotations": "a.json"}}, "data.source=docmnist has none"),
         ({"recall": [0]}, "greater than or equal to 1"),
+        ({"splits": ["test", "validation", "test"]}, "test is given twice"),
+        ({"baselines": [{"weights": "w", "name": "chance"}]}, "two rows are called 'chance'"),
     ]
     for section, said in bad:
         with pytest.raises(ValueError, match=said):

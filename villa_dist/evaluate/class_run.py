@@ -119,10 +119,10 @@ def label_of(
     number = {name: n for n, name in enumerate(names)}
     parts, there, first = [np.zeros(0, np.int64)], set[str](), ""
     by_key = None if labels is None else _ByKey(labels, str(wanted.labels))
-    for keys, said in split_names:
+    for keys, found in split_names:
         first = first or next(iter(keys), "")
-        there |= set(said)
-        parts.append(by_key.of(keys) if by_key else np.array([number.get(c, NONE) for c in said], np.int64))
+        there |= set(found)
+        parts.append(by_key.of(keys) if by_key else np.array([number.get(c, NONE) for c in found], np.int64))
     label = np.concatenate(parts)
     if by_key is None:
         warnings = _unlisted(there, names, str(wanted.field))

@@ -185,5 +185,7 @@ def _frequencies(categories: Sequence[Mapping[str, Any]], place: str) -> tuple[s
         return None
     for c in categories:
         if c["frequency"] not in FREQUENCIES:
-            raise EvaluationError(f"{place}: category {c['id']} has frequency {said(c['frequency'])}; it must be r, c or f")
+            raise EvaluationError(
+                f"{place}: category {c['id']} has frequency {said(c['frequency'])}; it must be r, c or f"
+            )
     return tuple(c["frequency"] for c in categories)

@@ -30,6 +30,12 @@ class PhraseRanks:
     top1: Float[np.ndarray, " N"]
     worst_rank: Float[np.ndarray, " N"]
 
+    @classmethod
+    def by_chance(cls, phrases: Int[np.ndarray, " N"]) -> PhraseRanks:
+        """What random scores give on average. phrases: how many each box has."""
+        mean = (phrases + 1) / 2
+        return cls(mean, 1 / phrases, mean)
+
     @property
     def metrics(self) -> dict[str, float]:
         names = {"mean_rank": self.rank, "top1": self.top1, "mean_rank_ties_lost": self.worst_rank}

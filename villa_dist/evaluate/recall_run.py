@@ -41,7 +41,7 @@ def chance(whole: Whole, ks: list[int]) -> dict[str, float | None]:
     right_texts = np.ones(len(whole.image), np.int64)
     right_images = np.bincount(whole.text_of, minlength=len(whole.text))
     sides = ((right_texts, len(whole.text)), (right_images, len(whole.image)))
-    found = {}
+    found: dict[str, float | None] = {}
     for way, (right, targets) in zip(WAYS, sides, strict=True):
         found |= {f"{way}@{k}": rounded(float(recall_by_chance(right, targets, k).mean())) for k in ks}
     return found

@@ -62,7 +62,9 @@ def read_templates(path: str | Path) -> tuple[str, ...]:
         raise EvaluationError(f"{path}: prompt templates must be a list of strings")
     for template in found:
         if not is_text(template) or template.count("{}") != 1:
-            raise EvaluationError(f"{path}: template {said(template)} must be a string with one {{}} for the class name")
+            raise EvaluationError(
+                f"{path}: template {said(template)} must be a string with one {{}} for the class name"
+            )
     return tuple(found)
 
 

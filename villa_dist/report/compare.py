@@ -82,8 +82,9 @@ WORDS = {"a2r": "A→R", "r2a": "R→A", "f1": "F1"}
 
 def build(configs: Sequence[Config], place: str) -> str:
     """Write the comparison of several runs to `place` and return its path. Raises: VillaError."""
-    data = render([read(c, label) for c, label in zip(configs, labels([c.run for c in configs]), strict=True)])
-    folder, name = baseline.in_folder(place)
+    named = labels([c.run for c in configs])
+    folder, name = baseline.writable(place, "--out")
+    data = render([read(c, label) for c, label in zip(configs, named, strict=True)])
     folder.put(name, data.encode())
     return folder.path(name)
 

@@ -31,14 +31,18 @@ STAGES = {
 }
 BY_MODEL = ("detect", "whole", "phrases")  # stages with a folder a model, such as detect-villa
 MOST_EXAMPLES = 20
-MIN_GAP = 0.5  # points; a share of a smaller gap says more about noise than about the method
+MIN_GAP = (
+    0.5  # points; a share of a smaller gap, or of one that may be chance, says more about noise than about the method
+)
 
 
 @dataclass(frozen=True)
 class Score:
     """A metric in percent, its difference to the one-to-one VLM in points, the share of the gap closed in percent.
 
-    interval, paired: of the value and of the difference, in words; empty where none is known.
+    interval, paired: of the value and of the difference, in words; empty where none is known. chance: the interval of the
+    difference holds 0. beyond: the model is above the one of true pairs on 97.5 % of the resamples; level: it is neither
+    above nor below by more than chance. Both are false where no interval is known.
     """
 
     value: float | None
@@ -46,6 +50,9 @@ class Score:
     closed: float | None
     interval: str = ""
     paired: str = ""
+    chance: bool = False
+    beyond: bool = False
+    level: bool = False
 
 
 @dataclass(frozen=True)
@@ -107,8 +114,20 @@ def score(measured: Mapping[str, Any], job: str, metric: str, items: Mapping[str
     interval = between((measured.get(job) or {}).get(f"{metric}_interval"))
     if job == "one_to_one" or mine is None or base is None:
         return Score(mine, None, None, interval)
-    difference = paired(items.get("one_to_one"), items.get(job), metric)
-    return Score(mine, mine - base, gap_closed(mine, base, best), interval, difference.span if difference else "")
+    base_items, best_items = items.get("one_to_one"), items.get("ground_truth")
+    own = paired(base_items, items.get(job), metric)
+    gap, over = paired(base_items, best_items, metric), paired(best_items, items.get(job), metric)
+    closed = None if gap is not None and not gap.significant else gap_closed(mine, base, best)
+    return Score(
+        mine,
+        mine - base,
+        closed,
+        interval,
+        own.span if own else "",
+        own is not None and not own.significant,
+        over is not None and over.low > 0,
+        over is not None and not over.significant,
+    )
 
 
 def gap_closed(mine: float, base: float, best: float | None) -> float | None:
