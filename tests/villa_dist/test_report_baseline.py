@@ -197,11 +197,12 @@ def test_a_place_that_cannot_be_written_is_named_before_any_work(tmp_path: Path,
         baseline.writable(f"{tmp_path}/{place}", "--write-baseline")
     said = str(raised.value)
     assert said.startswith(f"--write-baseline '{tmp_path}/{place}' ") and "set `run`" not in said
-    assert (
-        "is a folder; give a file in it"
-        if "file" not in place
-        else "cannot be written: a part of its path is a file; give a file"
-    ) in said
+    why = (
+        "cannot be written: a part of its path is a file; give a file"
+        if "file" in place
+        else "is a folder; give a file"
+    )
+    assert why in said
 
 
 def test_a_place_that_can_be_written_is_left_as_it_is(tmp_path: Path) -> None:
