@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+from jaxtyping import Int
 
 from villa_dist.config import Config
 from villa_dist.evaluate.bootstrap import per_image
@@ -24,23 +25,29 @@ def recall(config: Config, split: str) -> dict[str, Any]:
     chosen = drawn(total, most)
     found: dict[str, Figures] = {}
     for row in models:
-        whole = read_whole(config, split, row.name, chosen)
-        found[row.name] = figures(whole, ks)
+        found[row.name], text_of = _measured(config, split, row.name, chosen, ks)
     return {
-        "images": len(whole.image),
-        "texts": len(whole.text),
+        "images": len(text_of),
+        "texts": int(text_of.max()) + 1,
         "warnings": drawn_warning(total, most, "images", "recall is higher"),
-        "chance": chance(whole, ks),
+        "chance": chance(text_of, ks),
         **together(found, config.evaluate.bootstrap),
     }
 
 
-def chance(whole: Whole, ks: list[int]) -> dict[str, float | None]:
+def _measured(
+    config: Config, split: str, row: str, chosen: Int[np.ndarray, " N"], ks: list[int]
+) -> tuple[Figures, Int[np.ndarray, " N"]]:
+    """(figures, text_of). The arrays on disk are gone before those of the next model are made."""
+    whole = read_whole(config, split, row, chosen)
+    return figures(whole, ks), whole.text_of
+
+
+def chance(text_of: Int[np.ndarray, " N"], ks: list[int]) -> dict[str, float | None]:
     """What random scores reach on average, in percent, by the names of `figures`: that of all images (or distinct texts) in
-    random order one of the right ones is among the first k."""
-    right_texts = np.ones(len(whole.image), np.int64)
-    right_images = np.bincount(whole.text_of, minlength=len(whole.text))
-    sides = ((right_texts, len(whole.text)), (right_images, len(whole.image)))
+    random order one of the right ones is among the first k. text_of: of each image, the row of its text."""
+    right_images = np.bincount(text_of)
+    sides = ((np.ones(len(text_of), np.int64), len(right_images)), (right_images, len(text_of)))
     found: dict[str, float | None] = {}
     for way, (right, targets) in zip(WAYS, sides, strict=True):
         found |= {f"{way}@{k}": rounded(float(recall_by_chance(right, targets, k).mean())) for k in ks}
