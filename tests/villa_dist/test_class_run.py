@@ -124,6 +124,12 @@ def test_images_and_rows_without_the_other_are_counted(folder: Path) -> None:
     [
         ({"prompts": "nowhere.yaml"}, "nowhere.yaml cannot be read"),
         ({"prompts": "bad.yaml"}, "bad.yaml is no JSON or YAML"),
+        ({"prompts": "date.yaml"}, "date.yaml is no JSON or YAML"),
+        ({"prompts": "half.yaml"}, "prompts of 'red' are ['\\ud800']"),
+        (
+            {"labels": "short.csv", "field": None, "key": "Path"},
+            "short.csv:3: 3 cells where the first line has 4 columns",
+        ),
         ({"prompts": "list.yaml"}, "list.yaml: prompts must be a mapping of two or more classes"),
         ({"prompts": {"red": [""], "green": []}}, "prompts of 'red' are"),
         ({"prompts": "bool.yaml"}, "a class is called False; YAML reads some words so"),
@@ -142,6 +148,9 @@ def test_images_and_rows_without_the_other_are_counted(folder: Path) -> None:
 def test_mistakes_in_classes_are_named(folder: Path, change: dict[str, Any], said: str) -> None:
     labels_file(folder, [n for n in TEST if squares(n)[2]])
     (folder / "bad.yaml").write_text("{")
+    (folder / "date.yaml").write_text("{red: [a], green: 2001-99-99}")
+    (folder / "half.yaml").write_text(json.dumps({"red": ["\ud800"], "green": []}))
+    (folder / "short.csv").write_text("red,green,blue,Path\n1,0,0,x.png\n0,1,0\n")
     (folder / "list.yaml").write_text("[red]")
     (folder / "bool.yaml").write_text("{no: [], yes: []}")
     (folder / "others.csv").write_text("Path,red,green,blue\nx.png,1,0,0\n")
