@@ -185,7 +185,7 @@ def test_many_images_of_one_file_name_are_found_soon() -> None:
 
 
 def test_many_labels_that_occur_twice_are_named_soon(tmp_path: Path) -> None:
-    rows = "".join(f"{n},0,1\n" for n in range(100_000))
+    rows = "".join(f"{n},0,1\n" for n in range(50_000))
     (tmp_path / "l.csv").write_text(f"key,a,b\n{rows}99,1,0\n")
     with pytest.raises(EvaluationError, match="key '99' occurs more than once"):
         read_labels(tmp_path / "l.csv", key="key", classes=("a", "b"))
