@@ -173,9 +173,11 @@ def test_without_intervals_the_same_figures_are_held() -> None:
     names = [f"test/{n}" for n in [*names, "fine_grained/hard/villa/mean_rank"]]
     assert list(drawn.metrics) == names == list(bare.metrics)
     assert all(m.interval for m in drawn.metrics.values()) and not any(m.interval for m in bare.metrics.values())
-    for then, now, whose in ((drawn, bare, "these figures"), (bare, drawn, "the baseline")):
+    for then, now, whose in ((drawn, bare, "the figure has now"), (bare, drawn, "the baseline has")):
         found = baseline.check(then, now)
-        assert len(found) == 5 and all(f"{whose} had evaluate.bootstrap: 0" in str(d) for d in found)
+        assert len(found) == 5 and all(
+            f"too narrow, as {whose} no interval (evaluate.bootstrap: 0" in str(d) for d in found
+        )
     lower = Measured("now", {n: Metric(m.value + 0.1 * (-1) ** ("rank" not in n)) for n, m in bare.metrics.items()}, {})
     with pytest.raises(BelowBaselineError, match="5 of 5 figures"):
         baseline.check(bare, lower)

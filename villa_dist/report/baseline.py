@@ -98,8 +98,8 @@ class Difference:
     def __str__(self) -> str:
         known = f"95% interval of the difference {self.span}{'' if self.paired else ', not paired'}"
         if not self.paired and (self.first.interval is None) != (self.second.interval is None):
-            bare = "the baseline" if self.first.interval is None else "these figures"
-            known += f" and too narrow: {bare} had evaluate.bootstrap: 0, so the other's interval is all there is"
+            bare = "the baseline has" if self.first.interval is None else "the figure has now"
+            known += f", and too narrow, as {bare} no interval (evaluate.bootstrap: 0 draws none)"
         return (
             f"{self.name}: {figure(self.second.value)} now, {figure(self.first.value)} in the baseline "
             f"({signed(self.value)}; {known if self.span else 'no interval is known, so any step back counts'})"
