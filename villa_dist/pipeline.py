@@ -162,6 +162,7 @@ class Pipeline:
             "splits": measured,
             "images": self._images(),
             "weights": weights,
+            "asked": claims.results(self.config),
             "code": code(),
             **others,
         }

@@ -19,6 +19,7 @@ import pytest
 from cluster import auth, complete, preflight, probe, submit
 from cluster.submit import HERE, RefusedJob, Seen, Submission, entrypoint, follow
 from shards.errors import VillaError
+from villa_dist import claims
 from villa_dist.config import Config
 from villa_dist.config_file import as_given, dump
 from villa_dist.stages import registry
@@ -281,6 +282,35 @@ def test_the_first_stages_load_no_torch_and_every_stage_is_where_its_name_says()
 def test_nothing_is_complete_of_a_run_that_is_not_there(tmp_path: Path) -> None:
     lacking = complete.missing(Config(run=str(tmp_path / "run")))
     assert lacking[0] == "ingest train" and "train villa" in lacking and "report (report.html)" in lacking
+
+
+@pytest.mark.parametrize("left", ["", "[]", "{", '{"config": 3}', "\x00"])
+def test_a_damaged_record_is_none(tmp_path: Path, left: str) -> None:
+    (tmp_path / probe.RECORDS).mkdir()
+    (tmp_path / probe.RECORDS / "job.json").write_text(left)
+    assert complete.record(str(tmp_path), "job") is None
+
+
+def test_a_record_of_another_version_is_told() -> None:
+    with pytest.raises(VillaError, match=r"none of this version of villa .*train\.steps_of_old.*ask with the version"):
+        complete.as_config("train: {steps_of_old: 3}")
+
+
+def test_files_that_a_submitted_job_has_elsewhere_are_the_same_question(tmp_path: Path) -> None:
+    from shards import manifest
+    from shards.commit import StageFolder
+
+    manifest.write(StageFolder(str(tmp_path / "test"), "base"), [])
+
+    def asked(folder: str, *sets: str) -> str:
+        given = ["data={source: shards, train: /d, test: /d}", f"evaluate.detection={{truth: {folder}/truth.json}}"]
+        return claims.results(as_given(None, [f"run={tmp_path}", *given, *sets]))
+
+    assert asked("/here") == asked("/tmp/ray/session/there")
+    assert asked("/here") != asked("/here", "evaluate.detection.truth=/here/other.json")
+    assert asked("/here") != asked("/here", "evaluate.detection.engine=official")
+    baselines = [f"evaluate.baselines=[{{weights: {place}/clip}}]" for place in ("/a", "/b")]
+    assert asked("/here", baselines[0]) != asked("/here", baselines[1]), "weights are no file that is sent along"
 
 
 def test_a_config_travels_as_text() -> None:
