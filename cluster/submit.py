@@ -123,6 +123,7 @@ def submit(client: Any, what: Submission) -> str:
         "python": sys.version.split()[0],
         "training": preflight.training_workers(what.loaded),
         "data": what.loaded.ray.workers,
+        "gpus": what.loaded.ray.gpus,
         "record": record,
     }
     shipped = "with the package" if upload.package else "the package is expected in the cluster's image"

@@ -267,6 +267,21 @@ def test_a_node_with_another_python_villa_or_folder_is_told(tmp_path: Path) -> N
     assert "not the folder that the head sees" in probe.node_trouble(str(tmp_path / "own"), "record", here, __version__)
 
 
+def test_a_cluster_too_small_is_a_problem_unless_it_is_to_grow() -> None:
+    def told(training: int, data: int | None, gpus: Any, up: tuple[float, float]) -> tuple[list[str], list[str]]:
+        problems: list[str] = []
+        remarks: list[str] = []
+        probe.sized({"training": training, "data": data, "gpus": gpus}, *up, problems, remarks)
+        return problems, remarks
+
+    assert told(2, None, "auto", (2, 0)) == told(2, None, "auto", (0, 2)) == told(2, 2, True, (2, 2)) == ([], [])
+    (problem,) = told(4, None, "auto", (2, 3))[0]
+    assert "training wants 4 workers and the cluster has 2 CPUs and 3 GPUs" in problem and "ray.gpus=true" in problem
+    assert told(4, None, False, (2, 8))[0] and not told(4, None, False, (4, 0))[0]
+    problems, (gpus, workers) = told(4, 64, True, (0, 0))
+    assert not problems and "4 GPUs and 0 are up" in gpus and "ray.workers=64 and the cluster has 0 CPUs" in workers
+
+
 def test_the_first_stages_load_no_torch_and_every_stage_is_where_its_name_says() -> None:
     """A node that checks itself loads what the first stage needs: a second and a half less than with torch."""
     first = "import sys, villa_dist.stages.ingest, villa_dist.stages.vocabulary; sys.exit('torch' in sys.modules)"

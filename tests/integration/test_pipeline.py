@@ -62,6 +62,7 @@ def test_a_run_is_whole_when_all_that_is_asked_for_is_measured_and_reported(fini
     kept = {name: (run / name).read_bytes() for name in ("results.json", "report.html")}
     results = json.loads(kept["results.json"])
     assert lacking() == []
+    assert lacking("ray={workers: 7, gpus: true, start_seconds: 9, attempts: 2}") == [], "how, not what"
     # a job that died before it measured what was newly asked for leaves all files of the one before
     for more in ("evaluate.recall=[3]", "evaluate.bootstrap=7", "evaluate.baselines=[{weights: /published}]"):
         (told,) = lacking(more)
