@@ -22,6 +22,7 @@ from shards.errors import VillaError
 from villa_dist import claims
 from villa_dist.config import Config
 from villa_dist.config_file import as_given, dump
+from villa_dist.revision import SUBMITTED
 from villa_dist.stages import registry
 
 PROBED = {"problems": [], "remarks": [], "nodes": 1, "cpus": 2.0, "gpus": 0.0, "ray": "2", "python": "3.11.1"}
@@ -114,6 +115,17 @@ def test_the_parts_of_a_job_stop_at_the_first_that_fails(tmp_path: Path) -> None
     assert lines["none"][0] == 0 and len(lines["none"][1]) == 2
     assert lines["none"][1][1] == "-m|cluster.probe|run|configs/a b.yaml|--set|run=/shared/it's|--set|seed=1|"
     assert (lines[submit.LOOK][0], len(lines[submit.LOOK][1])) == (3, 1)
+
+
+def test_the_commit_travels_with_the_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The copy that is sent has no .git; what runs from an image is not of the folder's commit."""
+    sent: list[dict[str, Any]] = []
+    client = SimpleNamespace(submit_job=lambda **job: sent.append(job["runtime_env"]["env_vars"]))
+    monkeypatch.setattr(submit, "commit", lambda folder: "0123456789ab-dirty")
+    for package in (True, False):
+        monkeypatch.setattr(preflight, "look_at", lambda folder, excludes: preflight.Upload(1, 1, (), package))  # noqa: B023
+        submit.submit(client, of("configs/a.yaml"))
+    assert sent[0][SUBMITTED] == "0123456789ab-dirty" and set(sent[1]) == {probe.ASKED}
 
 
 def test_the_look_at_the_heads_python_runs() -> None:
