@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import shlex
 import subprocess
 import sys
@@ -31,20 +32,82 @@ PROBED = {"problems": [], "remarks": [], "nodes": 1, "cpus": 2.0, "gpus": 0.0, "
 # ---- before anything is sent
 
 
-@pytest.mark.parametrize("key", ["run", "data.test", "digits.mnist_dir"])
-def test_relative_paths_are_refused(key: str) -> None:
-    given = as_given(None, ["run=/shared/run", f"{key}=some/folder"])
+SHARED = ["run=/shared/run", "data={source: shards, train: s3://bucket/train}", "model.image.kind=hf"]
+
+
+def check(folder: Path, *sets: str) -> None:
+    preflight.check_paths(as_given(None, [*SHARED, "model.weights=/shared/clip", *sets]), folder, preflight.EXCLUDED)
+
+
+@pytest.mark.parametrize("key", ["run", "data.test", "digits.mnist_dir", "model.text.vocabulary"])
+def test_relative_paths_are_refused(key: str, tmp_path: Path) -> None:
+    (tmp_path / "some").mkdir()
+    (tmp_path / "some" / "folder").touch()  # it would be sent along, and each node have it elsewhere
     with pytest.raises(VillaError, match=rf"{key}=some/folder is relative.*--set {key}="):
-        preflight.check_paths(given)
+        check(tmp_path, f"{key}=some/folder")
 
 
-def test_shared_paths_and_hub_ids_are_taken() -> None:
-    sets = ["run=/shared/run", "data={source: shards, train: s3://bucket/train}", "model.image.kind=hf"]
-    preflight.check_paths(as_given(None, [*sets, "model.weights=openai/clip-vit-base-patch16"]))
+def test_shared_paths_and_hub_ids_are_taken(tmp_path: Path) -> None:
+    check(tmp_path, "model.weights=openai/clip-vit-base-patch16", "evaluate.baselines=[{weights: openai/clip}]")
     with pytest.raises(VillaError, match=r"model\.weights=\./clip is relative"):
-        preflight.check_paths(as_given(None, [*sets, "model.weights=./clip"]))
+        check(tmp_path, "model.weights=./clip")
     with pytest.raises(VillaError, match="run=s3://bucket/run: training keeps checkpoints"):
-        preflight.check_paths(as_given(None, ["run=s3://bucket/run"]))
+        check(tmp_path, "run=s3://bucket/run")
+
+
+def test_weights_that_are_not_sent_along_are_refused(tmp_path: Path) -> None:
+    """A folder here of the form of a hub id is meant, and what is sent has no weights."""
+    (tmp_path / "models" / "clip").mkdir(parents=True)
+    (tmp_path / "models" / "clip" / "config.json").touch()
+    for sets, key in (
+        ("evaluate.baselines=[{weights: models/clip}]", r"evaluate\.baselines\[0\]\.weights=models/clip"),
+        ("evaluate.baselines=[{weights: ./elsewhere}]", r"evaluate\.baselines\[0\]\.weights=\./elsewhere"),
+        ("model.weights=models/clip", r"model\.weights=models/clip"),
+        ("data.mix=[{train: runs/coco}]", r"data\.mix\[0\]\.train=runs/coco"),
+    ):
+        with pytest.raises(VillaError, match=f"{key} is relative"):
+            check(tmp_path, sets)
+
+
+FILES = {
+    "evaluate.detection.truth": "evaluate.detection={truth: FILE}",
+    "evaluate.detection.templates": "evaluate.detection={templates: FILE}",
+    "evaluate.fine_grained.annotations": "evaluate.fine_grained={annotations: FILE}",
+    "evaluate.fine_grained.annotations.hard": "evaluate.fine_grained={annotations: {hard: FILE}}",
+    "evaluate.classes.labels": "evaluate.classes={prompts: {a: [], b: []}, labels: FILE}",
+    "evaluate.classes.prompts": "evaluate.classes={prompts: FILE, field: label}",
+    "vocabulary.lists[0]": "vocabulary.lists=[FILE]",
+}
+
+
+@pytest.mark.parametrize("key", FILES)
+def test_files_are_taken_where_they_are_sent_along(key: str, tmp_path: Path) -> None:
+    folder = tmp_path / "here"
+    for name in ("lists/a.json", "data/a.json", "runs/a.json", "../a.json"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).touch()
+    (folder / ".gitignore").write_text("data/\n")
+
+    def asked(path: str) -> None:
+        check(folder, FILES[key].replace("FILE", path))
+
+    for sent in ("lists/a.json", "./lists/a.json", "/shared/a.json"):
+        asked(sent)
+    for path, why in (
+        ("lists/b.json", "does not exist"),
+        ("runs/a.json", "is left out"),
+        ("data/a.json", "is left out"),
+        ("../a.json", "is left out .* or outside of it"),
+        ("~/no/such/a.json", "does not exist"),
+    ):
+        with pytest.raises(
+            VillaError, match=rf"{re.escape(key)}={re.escape(path)} {why}.*that is sent along, or an absolute"
+        ):
+            asked(path)
+
+
+def test_names_of_lists_that_are_built_in_are_no_files(tmp_path: Path) -> None:
+    check(tmp_path, "vocabulary.lists=[coco]")
 
 
 def test_what_is_sent_leaves_out_what_ray_leaves_out(tmp_path: Path) -> None:
