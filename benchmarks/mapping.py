@@ -18,7 +18,18 @@ from typing import Any
 
 import yaml
 
-from benchmarks.study_cells import Cell, all_cells, arguments, config_of, grouped, kept, places, spread, study_base
+from benchmarks.study_cells import (
+    Cell,
+    all_cells,
+    arguments,
+    cell_file,
+    config_of,
+    grouped,
+    kept,
+    places,
+    spread,
+    study_base,
+)
 from villa_dist.evaluate import assemble
 from villa_dist.names import METRICS
 from villa_dist.pipeline import Pipeline
@@ -56,7 +67,7 @@ def cells(work: Work) -> list[Cell]:
         return {**made, "cpu_seconds": json.loads(lines[-1])["cpu_seconds"]}
 
     return [
-        kept(out / "cells" / f"{target}-{seed}-{split}-{name}.json", partial(make, name, own))
+        kept(cell_file(out, target, seed, split, name, settings=[*common, *own]), partial(make, name, own))
         for name, own in variants.items()
     ]
 

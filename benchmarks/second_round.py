@@ -16,7 +16,18 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from benchmarks.study_cells import Cell, all_cells, arguments, config_of, grouped, kept, places, spread, study_base
+from benchmarks.study_cells import (
+    Cell,
+    all_cells,
+    arguments,
+    cell_file,
+    config_of,
+    grouped,
+    kept,
+    places,
+    spread,
+    study_base,
+)
 from villa_dist.evaluate import assemble
 from villa_dist.pipeline import Pipeline
 from villa_dist.runner import LocalRunner
@@ -64,7 +75,9 @@ def cells(work: Work) -> list[Cell]:
             shutil.rmtree(run)
         return {"target": target, "seed": seed, "round": name, "presence": 100 * quality["presence"], **found}
 
-    return [kept(out / "cells" / f"{target}-{seed}-{split}-{name}.json", partial(make, name)) for name in rounds]
+    return [
+        kept(cell_file(out, target, seed, split, steps, name, settings=common), partial(make, name)) for name in rounds
+    ]
 
 
 def guarded(found: list[Cell]) -> list[Cell]:

@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 
 import yaml
 
+from shards.digest import fingerprint
 from villa_dist.config import Config
 from villa_dist.config_file import load
 
@@ -50,6 +51,11 @@ def study_base() -> dict[str, Any]:
     """The base of the study's config."""
     values: dict[str, Any] = yaml.safe_load(STUDY.read_text())["base"]
     return values
+
+
+def cell_file(out: Path, *parts: object, settings: Sequence[str]) -> Path:
+    """settings: all that is set for it, so that another setting is another cell."""
+    return out / "cells" / f"{'-'.join(map(str, parts))}-{fingerprint(list(settings))[:8]}.json"
 
 
 def kept(cell: Path, make: Callable[[], Cell]) -> Cell:

@@ -17,7 +17,18 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from benchmarks.study_cells import Cell, all_cells, arguments, config_of, grouped, kept, places, spread, study_base
+from benchmarks.study_cells import (
+    Cell,
+    all_cells,
+    arguments,
+    cell_file,
+    config_of,
+    grouped,
+    kept,
+    places,
+    spread,
+    study_base,
+)
 from shards import manifest
 from villa_dist import claims
 from villa_dist.config import Config
@@ -68,7 +79,7 @@ def cells(work: Work) -> list[Cell]:
         return {**made, "cpu_seconds": metrics["cpu_seconds"]}
 
     return [
-        kept(out / "cells" / f"{target}-{seed}-{split}-{steps}-{loss}.json", partial(make, loss)) for loss in losses
+        kept(cell_file(out, target, seed, split, steps, loss, settings=common), partial(make, loss)) for loss in losses
     ]
 
 

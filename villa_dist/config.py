@@ -343,6 +343,11 @@ class Config(Section):
             raise ValueError("data.source: shards needs data.train, a folder of .tar shards")
         if self.pairs.assign == "transport" and self.mapping.loss == "contrastive":
             raise ValueError("pairs.assign: transport moves probabilities, and mapping.loss=contrastive gives cosines")
+        if self.pairs.assign == "calibrated" and self.pairs.objectness:
+            raise ValueError(
+                f"pairs.objectness={self.pairs.objectness} changes scores, and pairs.assign=calibrated cuts them where the "
+                "mapping's own were calibrated; leave one of the two out, or take assign: relative or absolute"
+            )
         if found := self.evaluate.detection:
             self._can_detect(found)
         for name in ("fine_grained", "classes"):

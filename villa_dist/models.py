@@ -24,6 +24,8 @@ from villa_dist.mapping.model import MappingModel
 from villa_dist.names import DONE, JOBS, TOKENIZER, WEIGHTS
 from villa_dist.vlm.model import RegionVLM
 
+DESCRIPTION = "model.json"
+
 
 @dataclass(frozen=True)
 class Saved:
@@ -62,9 +64,14 @@ def load(folder: str) -> Saved:
     if sha256(data) != marker["sha256"]:
         raise ShardError(f"{folder}/{WEIGHTS} was changed or cut after training; repeat that stage with --force")
     try:
-        description = json.loads(store.read("model.json"))
+        text = store.read(DESCRIPTION)
+        description = json.loads(text)
+        if not isinstance(description, dict):
+            raise ValueError(f"it holds a {type(description).__name__}")
     except ValueError as error:
-        raise ShardError(f"{folder}/model.json is damaged ({error}); repeat that stage with --force") from error
+        raise ShardError(f"{folder}/{DESCRIPTION} is damaged ({error}); repeat that stage with --force") from error
+    if sha256(text) != marker.get("files", {}).get(DESCRIPTION, sha256(text)):  # earlier markers do not record it
+        raise ShardError(f"{folder}/{DESCRIPTION} was changed after training; repeat that stage with --force")
     return Saved(description, from_safetensors(data), marker["sha256"])
 
 
@@ -128,7 +135,7 @@ def _tokenizer(folder: str, description: dict[str, Any]) -> bytes | None:
 def of_this_version(folder: str) -> Iterator[None]:
     try:
         yield
-    except (ValidationError, KeyError, TypeError) as error:
+    except (ValidationError, KeyError, TypeError, RuntimeError) as error:
         said = " ".join(str(error).split())[:300]
         raise ShardError(
             f"{folder}/model.json does not describe a model of this version ({said}); train it again with --force"
@@ -185,7 +192,7 @@ def commit(
 ) -> None:
     """Write a finished model; the marker comes last."""
     store, data = Store(folder), to_safetensors(weights)
-    store.put("model.json", json.dumps(description, indent=1, sort_keys=True).encode())
+    files = {DESCRIPTION: json.dumps(description, indent=1, sort_keys=True).encode(), **files}
     for name, content in files.items():
         store.put(name, content)
     store.put(WEIGHTS, data)

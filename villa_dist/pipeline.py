@@ -26,6 +26,7 @@ from villa_dist.claims import STAGES, TRAINING, Claim
 from villa_dist.config import Config
 from villa_dist.config_file import dump
 from villa_dist.docmnist import words as docmnist_words
+from villa_dist.enough import check_enough
 from villa_dist.evaluate import assemble, parts
 from villa_dist.mapping import quality
 from villa_dist.observe import LOG
@@ -275,6 +276,7 @@ class Pipeline:
             return
         base = self._base("train")
         below = kept_below(self.config, base.shards) if job == "mapping" else ALL
+        check_enough(self.config, job)
         samples = images_of(self.config, job, base.of({s for s in base.shards if chosen(s, below)}).total)
         with watch(folder, job, request.optim.steps_over(samples), request.optim.stall_minutes):
             self.runner.train(request)

@@ -58,13 +58,20 @@ def split_arguments(values: Sequence[str]) -> tuple[list[str], list[str]]:
     """
     images, texts = [], []
     for value in values:
-        if Path(value).is_file():
+        if _is_file(value):
             images.append(value)
         elif value.lower().endswith(tuple(f".{s}" for s in IMAGE_SUFFIXES)) and " " not in value:
             raise VillaError(f"image {value} does not exist; a text that ends so is given by --text")
         elif value.strip():
             texts.append(value)
     return images, texts
+
+
+def _is_file(value: str) -> bool:
+    try:
+        return Path(value).is_file()
+    except (OSError, ValueError):  # too long for a name, as a sentence may be, or with a NUL
+        return False
 
 
 def ask(model: RegionVLM, proposer: Proposer, config: RegionsConfig, image: str, texts: Sequence[str]) -> Answer:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from villa_dist.config import PairsConfig
 from villa_dist.mapping.assign import assign, transport, weighed
 from villa_dist.mapping.evidence import ALONE
-from villa_dist.mapping.quality import best_scores, entropy_bits, of_counts, outlying, presence, shortcomings
+from villa_dist.mapping.quality import Monitor, best_scores, entropy_bits, of_counts, outlying, presence, shortcomings
 from villa_dist.train.calibration import BINS, FEW, Histogram
 
 
@@ -149,6 +149,29 @@ def test_a_mapping_that_finds_little_is_said_to() -> None:
     (line,) = shortcomings(quality)
     assert "of 'shape'" in line and "60%" in line and "mapping.fit.steps" in line
     assert shortcomings({"presence": 0.8, "doubt": 0.3}) == []
+
+
+class Scores:
+    """A model whose region features are the scores."""
+
+    attribute = torch.zeros(1)
+
+    def scores(self, feature_RA: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
+        return feature_RA[:, ids]
+
+
+@pytest.mark.parametrize("groups", [("colour", "colour", "shape"), ("",) * 3, tuple("abc")])
+def test_presence_is_told_of_each_group_of_the_vocabulary(groups: tuple[str, ...]) -> None:
+    """Attributes 0 and 1 are found in every image that mentions them, 2 in none."""
+    said = [np.array([0, 2]), np.array([1]), np.array([0, 1]), np.array([2])]
+    features = [torch.tensor([[float(a in ids and a < 2) for a in range(3)]] * 2) for ids in said]
+    monitor = Monitor(4, probabilities=False)
+    monitor.see(features, said, [])
+    found = of_counts(monitor.result(Scores(), groups))  # type: ignore[arg-type]
+    by_group = {name: found[f"presence:{name}"] for name in dict.fromkeys(groups) if f"presence:{name}" in found}
+    expected = {"colour": {"colour": 1.0, "shape": 0.5}, "": {}, "a": {"a": 1.0, "b": 1.0, "c": 0.5}}
+    assert by_group == expected[groups[0]]
+    assert found["presence"] == pytest.approx(2.5 / 3, abs=1e-4)
 
 
 def test_a_shard_of_another_kind_stands_out() -> None:

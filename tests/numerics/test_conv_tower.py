@@ -47,3 +47,15 @@ def test_an_image_of_any_size_and_a_region_have_one_width() -> None:
         boxes = torch.tensor([[0.0, 0.0, 28.0, 28.0], [20.0, 10.0, 55.0, 50.0], [4.0, 4.0, 12.0, 40.0]])
         assert tower.whole(maps).shape == (2, tower.feature_dim)
         assert tower.regions(maps, boxes, torch.tensor([0, 1, 1])).shape == (3, tower.feature_dim)
+
+
+@pytest.mark.parametrize("bins", [3, 7, 14])
+def test_the_smallest_images_are_embedded_too(bins: int) -> None:
+    tower = ConvTower(ImageTowerConfig(width=8, roi_bins=bins)).eval()
+    for height, width in ((1, 1), (tower.least - 1, 200), (200, 3), (tower.least, tower.least)):
+        pixels = torch.randint(0, 256, (2, 3, height, width), dtype=torch.uint8)
+        whole, regions = tower.encode_both(pixels, torch.tensor([[0.0, 0.0, 1.0, 1.0]]), torch.tensor([1]))
+        assert whole.shape == (2, tower.feature_dim) and regions.shape == (1, tower.feature_dim)
+        assert torch.equal(whole, tower.encode_whole(pixels)) and torch.isfinite(whole).all()
+    with pytest.raises(RuntimeError):  # `least` is the least: one pixel fewer makes no place
+        tower.whole(tower.feature_map(torch.rand(1, 3, tower.least - 1, tower.least - 1)))

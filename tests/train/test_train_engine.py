@@ -280,3 +280,31 @@ def fit(stage: int) -> tuple[list[float], list[float]]:
 def test_an_optimizer_on_the_cpu_is_the_same_optimizer(stage: int) -> None:
     for plain, offloaded in run_ranks(fit, 2, stage):
         assert offloaded == pytest.approx(plain, rel=1e-6)
+
+
+def norms(_: int) -> dict[int, tuple[list[float | None], dict[str, float]]]:
+    """Two clipped steps, then one whose gradient is not finite, on each stage."""
+    found = {}
+    for stage in STAGES:
+        config = OptimConfig(batch_images=2 * world_size(), zero_stage=stage, clip=0.25, workers=world_size())
+        engine, told = Engine(Named(), config), []
+        for step in range(2):
+            engine.step(engine(torch.full((2, 6), 1.0 + rank() + step)), 0.01)
+            told.append(engine.grad_norm)
+        weights = {k: float(v.double().sum()) for k, v in engine.full_state_dict().items()}
+        engine.step(engine(torch.full((2, 6), math.inf)).nan_to_num(), 0.01)
+        told.append(engine.grad_norm)
+        found[stage] = (told, weights)
+        engine.close()
+    return found
+
+
+@pytest.mark.parametrize("world", [1, pytest.param(2, marks=pytest.mark.slow)])
+def test_every_stage_knows_its_gradients_norm(world: int) -> None:
+    for found in run_ranks(norms, world, 0):
+        expected, weights = found[1]
+        for stage in STAGES:
+            told, own = found[stage]
+            assert told[:2] == pytest.approx(expected[:2], rel=1e-5) and min(told[:2]) > 0.25, stage
+            assert own == pytest.approx(weights, rel=1e-4, abs=1e-5), stage
+            assert told[2] is not None and not math.isfinite(told[2]), stage

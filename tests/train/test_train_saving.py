@@ -182,6 +182,15 @@ def test_copies_follow_what_is_saved_and_a_fresh_folder_starts_from_them(tmp_pat
     assert left(fresh) == [4, 9]
 
 
+def test_a_whole_copy_replaces_a_damaged_newest_checkpoint(tmp_path: Path, s3: Any) -> None:
+    store = Store(s3.url("copies"))
+    for step in (1, 2):
+        remote.upload(store, make(tmp_path, step))
+    (tmp_path / tag(2) / "model.pt").write_bytes(b"torn")
+    remote.fetch_newest(store, tmp_path)
+    assert newest(tmp_path) == (tmp_path / tag(2), state(2))
+
+
 def test_a_damaged_copy_falls_back_loudly_and_a_half_one_is_not_seen(
     tmp_path: Path, s3: Any, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -164,6 +164,8 @@ def test_arguments_are_images_or_texts(tmp_path: Path) -> None:
     (tmp_path / "x").write_text("")
     here = str(tmp_path / "x")
     assert asking.split_arguments([here, "a dog", "two.5 cats", "  "]) == ([here], ["a dog", "two.5 cats"])
+    long = "赤い傘を持っている人" * 30  # more bytes than a file's name can have
+    assert asking.split_arguments([long, "a\0b"]) == ([], [long, "a\0b"])
     assert asking.split_arguments(["what is in a.png"]) == ([], ["what is in a.png"])
     with pytest.raises(VillaError, match=r"gone\.JPG does not exist"):
         asking.split_arguments(["gone.JPG", "a dog"])

@@ -293,3 +293,9 @@ def test_local_paths_become_absolute_and_urls_stay() -> None:
     config = load(None, ["run=runs/x", "data.train=s3://bucket/train", "data.source=shards", "digits.mnist_dir=m"])
     assert config.run == os.path.abspath("runs/x") and config.digits.mnist_dir == os.path.abspath("m")
     assert config.data.train == "s3://bucket/train"
+
+
+def test_objectness_and_calibrated_cuts_exclude_one_another() -> None:
+    assert load(None, ["pairs.objectness=0.5"]).pairs.objectness == 0.5
+    with pytest.raises(ConfigError, match=r"pairs\.objectness=0\.5 changes scores"):
+        load(None, ["pairs.objectness=0.5", "pairs.assign=calibrated"])

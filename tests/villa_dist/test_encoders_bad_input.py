@@ -264,7 +264,7 @@ def test_parts_that_do_not_belong_together(values: dict[str, Any], said: str) ->
 
 
 def test_no_pretraining_needs_a_checkpoint() -> None:
-    with pytest.raises(ConfigError, match=r"name it in model\.weights"):
+    with pytest.raises(ConfigError, match=r"name a checkpoint in model\.weights"):
         load(None, ["pretrain.steps=0"])
     with pytest.raises(ConfigError, match=r"train\.steps"):
         load(None, ["train.steps=0"])
@@ -303,5 +303,14 @@ def test_a_model_of_another_version_is_named(sound: Path, tmp_path: Path) -> Non
     values = json.loads((tmp_path / "model.json").read_text())
     values["model"]["image"]["name"] = "conv"
     (tmp_path / "model.json").write_text(json.dumps(values))
+    with pytest.raises(ShardError, match=r"model\.json was changed after training"):
+        models.load_vlm(str(tmp_path))
+    marker = json.loads((tmp_path / "done.json").read_text())
+    del marker["files"]["model.json"]  # as earlier versions left it
+    (tmp_path / "done.json").write_text(json.dumps(marker))
     with pytest.raises(ShardError, match="this version"):
         models.load_vlm(str(tmp_path))
+    for text in ("[]", "null", "{"):
+        (tmp_path / "model.json").write_text(text)
+        with pytest.raises(ShardError, match=r"model\.json is damaged"):
+            models.load_vlm(str(tmp_path))

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 from villa_dist.names import MESSAGES, METRICS
 from villa_dist.observe import LOG
-from villa_dist.train.journal import MessageReader, MetricsFile, messages_to, parse_metrics, read_metrics
+from villa_dist.train.journal import MessageReader, MetricsFile, last_metrics, messages_to, parse_metrics, read_metrics
 from villa_dist.train.progress import watch
 
 
@@ -47,3 +48,15 @@ def test_the_driver_relays_what_was_said_just_before_the_end(tmp_path: Path, mon
     with watch(str(tmp_path), "villa", 8):
         (tmp_path / MESSAGES).write_text("villa resumes at step 4\n", encoding="utf-8")
     assert said[0] == "villa resumes at step 4"
+
+
+def test_the_last_line_is_read_without_the_others(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    assert last_metrics(path) is None
+    path.write_text("")
+    assert last_metrics(path) is None
+    path.write_text("".join(json.dumps({"step": n, "loss": 1 / n}) + "\n" for n in range(1, 5000)))
+    assert last_metrics(path) == {"step": 4999, "loss": 1 / 4999} == read_metrics(path)[-1]
+    with open(path, "a") as file:
+        file.write('{"loss": 3}\n{"step": 5000, "lo')
+    assert last_metrics(path) == {"step": 4999, "loss": 1 / 4999}, "neither a line without a step nor half a line"

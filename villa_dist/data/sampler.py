@@ -32,7 +32,7 @@ class RegionSampling:
 
     def weights(self, row: Row) -> Float[np.ndarray, " R"]:
         """Of each region, at most 1. A region without a pair counts as having the most frequent attribute."""
-        frequency = np.full(len(row.boxes), self.frequency.max(initial=1.0))
+        frequency = np.full(len(row.boxes), self.frequency.max(initial=0.0) or 1.0)
         np.minimum.at(frequency, row.region.astype(np.int64), self.frequency[row.attribute])
         relative = frequency / frequency.min(initial=np.inf)
         return np.asarray(relative**-self.balance)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 import threading
 from collections import OrderedDict
 from dataclasses import dataclass, field
@@ -14,12 +15,12 @@ import pyarrow as pa
 from shards import manifest, sidecar
 from shards.commit import StageFolder
 from shards.decode import DecodeError, decode_image, image_member, sample_text
-from shards.errors import ShardError
+from shards.errors import ShardError, storage_errors
 from shards.order import GlobalOrder
 from shards.reader import BaseShard, embeddings_of, read_sidecar
 from shards.sample import ALL, chosen
 
-OPEN_SHARDS = 64
+OPEN_SHARDS, OPEN_BYTES = 64, 8 << 30  # so many, and so many bytes of their embeddings, which are mapped files
 NO_BOXES = np.zeros((0, 4), np.float32)
 
 
@@ -73,8 +74,19 @@ class OpenShard:
             check_made_of(folder, shard, self.base)
             self.rows = SidecarRows(table)
         if embeddings:
-            image_row, self.embedding = embeddings_of(read_sidecar(StageFolder(dataset_url, "embeddings"), shard, None))
+            image_row, read = embeddings_of(read_sidecar(StageFolder(dataset_url, "embeddings"), shard, None))
+            self.embedding = mapped(read)
             self.embedding_at = np.searchsorted(image_row, np.arange(len(self.base) + 1))
+
+
+def mapped(array: np.ndarray) -> np.ndarray:
+    """The same numbers in a temporary file that is gone with the array: memory that the system can take back."""
+    if not array.size:
+        return array
+    with tempfile.TemporaryFile() as file, storage_errors("TMPDIR, where embeddings in use are mapped"):
+        np.ascontiguousarray(array).tofile(file)
+        file.flush()
+        return np.memmap(file, array.dtype, "r", shape=array.shape)
 
 
 @dataclass
@@ -83,6 +95,11 @@ class _Opening:
 
     lock: threading.Lock = field(default_factory=threading.Lock)
     shard: OpenShard | None = None
+
+    @property
+    def bytes(self) -> int:
+        """Of its embeddings."""
+        return 0 if self.shard is None or self.shard.embedding is None else self.shard.embedding.nbytes
 
 
 def check_made_of(folder: StageFolder, shard: str, base: BaseShard) -> None:
@@ -135,12 +152,18 @@ class Samples:
         with self._lock:
             opening = self._open.setdefault(index, _Opening())
             self._open.move_to_end(index)
-            if len(self._open) > OPEN_SHARDS:
-                self._open.popitem(last=False)
         with opening.lock:
             if opening.shard is None:
                 opening.shard = OpenShard(self.dataset_url, self.manifest.shards[index], self.stage, self.embeddings)
+                self._close_oldest()
             return opening.shard
+
+    def _close_oldest(self) -> None:
+        """What a thread still reads of a closed shard stays with it until then."""
+        with self._lock:
+            held = sum(opening.bytes for opening in self._open.values())
+            while len(self._open) > OPEN_SHARDS or (held > OPEN_BYTES and len(self._open) > 1):
+                held -= self._open.popitem(last=False)[1].bytes
 
     def key(self, index: int, row: int) -> str:
         """The key of a sample, by the base shard alone. Safe beside the thread that loads."""

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import Any, Protocol
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor, nn
 
@@ -87,6 +88,7 @@ class ConvTower(nn.Module):
             conv_block(3, width // 2, 2), conv_block(width // 2, width, 2), conv_block(width, width, 1)
         )
         cells = (self.bins + 1) // 2
+        self.least = 2 * self.stride * (cells - 1) + 1  # pixels a side of which the head makes one place
         self.head = nn.Sequential(
             conv_block(width, 2 * width, 2),
             nn.Conv2d(2 * width, self.feature_dim, cells, bias=False),  # a region becomes one place
@@ -97,6 +99,11 @@ class ConvTower(nn.Module):
     def feature_map(self, pixels: Float[Tensor, "N 3 H W"]) -> Float[Tensor, "N C h w"]:
         maps: Tensor = self.stem(pixels.contiguous(memory_format=torch.channels_last))
         return maps
+
+    def padded(self, pixels: UInt8[Tensor, "N 3 H W"]) -> UInt8[Tensor, "N 3 H2 W2"]:
+        """Black to the right and below, up to `least` a side."""
+        down, right = (max(self.least - side, 0) for side in pixels.shape[2:])
+        return F.pad(pixels, (0, right, 0, down)) if down or right else pixels
 
     def whole(self, maps: Float[Tensor, "N C h w"]) -> Float[Tensor, "N F"]:
         return mean_by_activation(self.head(maps))
@@ -114,7 +121,7 @@ class ConvTower(nn.Module):
     def encode_whole(
         self, pixels: UInt8[Tensor, "N 3 H W"], sizes: Int[Tensor, "N 2"] | None = None
     ) -> Float[Tensor, "N F"]:
-        return self.whole(self.feature_map(to_unit_range(pixels)))
+        return self.whole(self.feature_map(to_unit_range(self.padded(pixels))))
 
     def encode_regions(
         self,
@@ -129,7 +136,7 @@ class ConvTower(nn.Module):
         self, pixels: UInt8[Tensor, "N 3 H W"], boxes: Float[Tensor, "R 4"], image_of: Int[Tensor, " R"]
     ) -> tuple[Float[Tensor, "N F"], Float[Tensor, "R F"]]:
         """Whole images and regions from one map."""
-        maps = self.feature_map(to_unit_range(pixels))
+        maps = self.feature_map(to_unit_range(self.padded(pixels)))
         return self.whole(maps), self.regions(maps, boxes, image_of)
 
 

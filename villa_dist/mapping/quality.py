@@ -5,8 +5,8 @@ presence   over a sample of the shard's images: how often an image that mentions
 doubt      mean entropy of the scored pairs, in bits: 0 where every score is 0 or 1
 empty      share of regions that get no attribute
 
-Each is kept as two sums, so that the sums of shards give the quality of all; presence also by group, for groups whose
-attributes exclude one another.
+Each is kept as two sums, so that the sums of shards give the quality of all; presence also by the vocabulary's groups, where
+they are few: what is found of one may hide that another is guessed.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from villa_dist.mapping.model import MappingModel
 
 SAMPLED_IMAGES, SAMPLED_ATTRIBUTES = 64, 512  # of a shard
 PARTS = {"presence": ("presence_won", "presence_of"), "doubt": ("doubt_bits", "scored"), "empty": ("empty", "regions")}
+MOST_GROUPS = 16
 GROUP_WON, GROUP_OF = "presence_won:", "presence_of:"
 OUTLYING = 6.0  # times the median distance from the median
 LITTLE = 0.75  # presence below which a mapping is said to find little
@@ -58,8 +59,11 @@ class Monitor:
             self.counts["doubt_bits"] += entropy_bits(flat)
             self.counts["scored"] += flat.size
 
-    def result(self, model: MappingModel) -> dict[str, float]:
-        """The sums for the marker. Attributes are those that the sampled images mention, the most frequent of them."""
+    def result(self, model: MappingModel, group: Sequence[str] = ()) -> dict[str, float]:
+        """The sums for the marker. Attributes are those that the sampled images mention, the most frequent of them.
+
+        group: of each attribute of the vocabulary.
+        """
         found = {name: round(value, 3) for name, value in self.counts.items()}
         ids, times = np.unique(np.concatenate([np.zeros(0, np.int64), *self._mentions]), return_counts=True)
         if not len(ids):
@@ -68,8 +72,9 @@ class Monitor:
         mentioned_IA = np.stack([np.isin(ids, m) for m in self._mentions])
         won_A, of_A = presence(best_scores(model, self._feature, ids), mentioned_IA)
         found |= {"presence_won": float(won_A.sum()), "presence_of": float(of_A.sum())}
-        for number, name in enumerate(model.config.exclusive):
-            mine = model.groups[ids] == number
+        names = list(dict.fromkeys(group))
+        for name in names if 1 < len(names) <= MOST_GROUPS else ():
+            mine = np.array([group[a] == name for a in ids])
             found |= {f"{GROUP_WON}{name}": float(won_A[mine].sum()), f"{GROUP_OF}{name}": float(of_A[mine].sum())}
         return found
 

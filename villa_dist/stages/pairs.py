@@ -19,7 +19,9 @@ from shards import sidecar
 from shards.commit import Marker, StageFolder
 from shards.errors import ShardError
 from shards.reader import BaseShard, embeddings_of, read_sidecar
+from shards.store import Store
 from villa_dist import models
+from villa_dist.attributes import vocabulary
 from villa_dist.encoders.precision import best_device
 from villa_dist.mapping.assign import assign, weighed
 from villa_dist.mapping.quality import Monitor
@@ -65,6 +67,7 @@ class PairsStage:
         self.model = models.load_mapping(request.params["model"], best_device())
         place = request.params["vlm"]
         self.vlm = models.load_vlm(place, best_device()) if place else None
+        self.groups = vocabulary.read(Store(self.config.run)).groups
         self.finder: Finder | None = None
         self.chances = self.config.mapping.loss != "contrastive"  # whether scores are probabilities
 
@@ -96,7 +99,7 @@ class PairsStage:
         counts["pairs"] = sum(len(p.region) for p in images)
         counts["empty"] = counts["regions"] - sum(len(p.boxes) for p in images)
         with timers.time("map"):
-            counts |= monitor.result(self.model)
+            counts |= monitor.result(self.model, self.groups)
         return write_sidecar(self.request, base, lambda: pairs_table(base.keys, images), timers, counts)
 
     def _known(self, shard: str, base: BaseShard) -> Known | None:

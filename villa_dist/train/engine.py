@@ -80,7 +80,7 @@ def settings(config: OptimConfig, world: int, numbers: int) -> dict[str, Any]:
     return {
         "train_batch_size": config.batch_images,
         "train_micro_batch_size_per_gpu": config.batch_images // world,
-        "gradient_clipping": config.clip,
+        "gradient_clipping": config.clip if config.zero_stage else 0.0,  # at stage 0 `Engine` clips, and knows the norm
         "zero_optimization": zero,
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,
@@ -99,6 +99,8 @@ class Engine:
         self.dtype = training_format(config.precision, best_device())
         self.scale = LossScale() if self.dtype == torch.float16 else None
         self.overflowed = self.skipped = False
+        self.clip = config.clip
+        self.norm: torch.Tensor | None = None  # of stage 0
         if config.activation_checkpointing:
             recompute_blocks(module)
         module.forward = in_format(module.forward, self.dtype, best_device())
@@ -131,6 +133,8 @@ class Engine:
         with set_checkpoint_early_stop(False):
             if self.scale is None:
                 self.raw.backward(loss)
+                if self.raw.zero_optimization_stage() == 0:
+                    self._clip()
                 self.raw.step()
             else:
                 self._scaled_step(loss, self.scale)
@@ -142,7 +146,7 @@ class Engine:
             self.raw.backward(loss * value)
             grads = [p.grad for p in self.module.parameters() if p.grad is not None]
             torch._foreach_mul_(grads, 1 / value)
-            self.overflowed = not bool(torch.nn.utils.get_total_norm(grads).isfinite())
+            self.overflowed = not self._clip()
             if self.overflowed:
                 self.raw.zero_grad()
             else:
@@ -156,13 +160,18 @@ class Engine:
         if self.skipped and rank() == 0:
             LOG.info("fp16: a gradient overflowed at the loss scale %g; the step is skipped, the scale halved", value)
 
+    def _clip(self) -> bool:
+        """Stage 0's gradients, whole on every rank after the backward pass. Returns whether they are finite."""
+        self.norm = torch.nn.utils.clip_grad_norm_(self.module.parameters(), self.clip)
+        return bool(self.norm.isfinite())
+
     @property
     def grad_norm(self) -> float | None:
         """The norm of the last step's gradients over all ranks, before they were clipped; None before the first step and
         after one that was skipped, infinite where an overflow is none of the loss scale's making."""
         if self.overflowed:
             return None if self.skipped else math.inf
-        norm = self.raw.get_global_grad_norm()
+        norm = self.norm if self.raw.zero_optimization_stage() == 0 else self.raw.get_global_grad_norm()
         return None if norm is None else float(norm)
 
     def save(self, folder: Path, tag: str, state: dict[str, Any]) -> None:

@@ -249,13 +249,16 @@ def kept_below(config: Config, shards: Sequence[str]) -> int:
 
 
 def mention_counts(config: Config, attributes: int, below: int = ALL) -> tuple[np.ndarray, np.ndarray]:
-    """(images with n regions, by n; images that mention each attribute), from a sample of the region sidecars."""
+    """(images with n regions, by n; images that mention each attribute), from a sample of the region sidecars. An image
+    without a region says nothing of what regions have, so neither it nor its mentions count."""
     images_with, mentions = np.zeros(1, np.int64), np.zeros(attributes, np.int64)
     for _, table in _surveyed(config, below):
-        counts = np.bincount(np.diff(sidecar.list_column(table, "boxes")[1]))
+        regions = np.diff(sidecar.list_column(table, "boxes")[1])
+        counts = np.bincount(regions[regions > 0])
         size = max(len(counts), len(images_with))
         images_with = np.pad(images_with, (0, size - len(images_with))) + np.pad(counts, (0, size - len(counts)))
-        mentions += np.bincount(sidecar.list_column(table, "attributes")[0], minlength=attributes)
+        attribute, at = sidecar.list_column(table, "attributes")
+        mentions += np.bincount(attribute[np.repeat(regions > 0, np.diff(at))], minlength=attributes)
     return images_with, mentions
 
 

@@ -15,6 +15,8 @@ from pathlib import Path
 from villa_dist.names import MESSAGES
 from villa_dist.observe import LOG
 
+TAIL = 16_384  # bytes, more than a line of metrics has
+
 
 class MetricsFile:
     """metrics.jsonl. Lines past the step that training resumes from are dropped first, so each step stands once."""
@@ -44,9 +46,20 @@ def parse_metrics(data: bytes) -> list[dict[str, float]]:
             value = json.loads(text)
         except ValueError:
             continue
-        if isinstance(value, dict):
+        if isinstance(value, dict) and isinstance(value.get("step"), int | float):
             lines.append(value)
     return lines
+
+
+def last_metrics(path: Path) -> dict[str, float] | None:
+    """The last whole line, without reading the others."""
+    try:
+        with open(path, "rb") as f:
+            f.seek(max(f.seek(0, os.SEEK_END) - TAIL, 0))
+            lines = parse_metrics(f.read())
+    except FileNotFoundError:
+        return None
+    return lines[-1] if lines else None
 
 
 @contextmanager

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from villa_dist.names import METRICS, RANKS
 from villa_dist.observe import LOG, Progress
-from villa_dist.train.journal import MessageReader, read_metrics
+from villa_dist.train.journal import MessageReader, last_metrics
 from villa_dist.train.stalls import Stalls
 
 
@@ -20,8 +20,8 @@ def watch(folder: str, job: str, steps: int, stall_minutes: float | None = None)
     path, stop = Path(folder) / METRICS, threading.Event()
     said = MessageReader(Path(folder))
     stalls = Stalls(None if stall_minutes is None else 60 * stall_minutes)
-    known = read_metrics(path)
-    with Progress(f"train {job}", steps, "steps", int(known[-1]["step"]) if known else 0) as progress:
+    known = last_metrics(path)
+    with Progress(f"train {job}", steps, "steps", int(known["step"]) if known else 0) as progress:
 
         def follow() -> None:
             while not stop.wait(1.0):
@@ -31,9 +31,8 @@ def watch(folder: str, job: str, steps: int, stall_minutes: float | None = None)
         def show() -> None:
             for line in said.new():
                 LOG.info("%s", line)
-            lines = read_metrics(path)
-            if lines:
-                last = lines[-1]
+            last = last_metrics(path)
+            if last:
                 progress.update(int(last["step"]), f"loss {last['loss']:.3f}, {last['images_per_second']:.0f} images/s")
 
         thread = threading.Thread(target=follow, name="villa-progress", daemon=True)

@@ -139,8 +139,10 @@ def fetch_newest(store: Store, folder: Path) -> None:
     before it is taken."""
     try:
         states = sealed(store)
+        newest = checkpoint.newest(folder) if states else None
+        here = newest[1].step if newest else 0
         for tag in sorted(states, reverse=True):
-            if states[tag].step <= checkpoint.reached(folder):
+            if states[tag].step <= here:
                 return
             try:
                 _fetch(store, tag, folder)
