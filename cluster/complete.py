@@ -88,7 +88,7 @@ def _object(data: bytes | None) -> dict[str, Any] | None:
     """A JSON object; None where there is none, or it is damaged."""
     try:
         found = json.loads(data or b"")
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     return found if isinstance(found, dict) else None
 
