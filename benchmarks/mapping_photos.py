@@ -32,7 +32,7 @@ from benchmarks.photo_truth import CaptionedPhoto, Regions
 from villa_dist.config import ImageTowerConfig, MappingConfig, PairsConfig
 from villa_dist.data.loader import PairBatch
 from villa_dist.evaluate.bootstrap import f1, image_weights, mapping_sums
-from villa_dist.evaluate.mapping_quality import MATCH_IOU, Counts, compare, matched
+from villa_dist.evaluate.mapping_quality import MATCH_IOU, Counts, by_rule, compare, highest, matched, pairs_of
 from villa_dist.mapping.assign import assign, weighed
 from villa_dist.mapping.model import MappingModel
 from villa_dist.mapping.quality import best_scores, presence
@@ -40,7 +40,6 @@ from villa_dist.mapping.rates import positive_share, rates
 from villa_dist.regions.boxes import area, iou
 from villa_dist.train.calibration import BINS, Histogram
 from villa_dist.train.objective import MappingObjective
-from villa_dist.types import RegionAttributePairs
 
 T = TypeVar("T")
 FOLDS, REPETITIONS = 5, 2000
@@ -173,14 +172,9 @@ def present(model: MappingModel, world: World, features: Sequence[Tensor], chose
     return float(won.sum()), float(of.sum())
 
 
-def pairs_of(regions: Regions, mentions: np.ndarray, score: np.ndarray, kept: np.ndarray) -> RegionAttributePairs:
-    region, column = np.nonzero(kept)
-    return RegionAttributePairs(regions.boxes, region, mentions[column], score[region, column])
-
-
 def counted(world: World, scores: Scores, kept: Kept) -> list[Counts]:
     return [
-        compare(pairs_of(r, p.mentions, s, k), p.truth, len(world.text))
+        compare(pairs_of(r.boxes, p.mentions, s, k), p.truth, len(world.text))
         for p, r, s, k in zip(world.photos, world.regions, scores, kept, strict=True)
     ]
 
@@ -262,12 +256,14 @@ def without_fitting(world: World) -> list[Row]:
     }
     if world.regions[0].objectness is not None:
         rules["the most object-like region"] = objectlike
-    scores = flat(world)
-    rows = [row("every region", [counted(world, scores, [s > 0 for s in scores])])]
+
+    def found(name: str, chosen: Callable[[CaptionedPhoto, Regions], np.ndarray]) -> Row:
+        pairs = [by_rule(r.boxes, p.mentions, chosen(p, r)) for p, r in zip(world.photos, world.regions, strict=True)]
+        return row(name, [[compare(m, p.truth, len(world.text)) for m, p in zip(pairs, world.photos, strict=True)]])
+
+    rows = [found("every region", lambda photo, regions: np.ones(len(regions.boxes), bool))]
     for name, rule in rules.items():
-        each = [rule(p, r) for p, r in zip(world.photos, world.regions, strict=True)]
-        kept = [(e == e.max(initial=-np.inf))[:, None] & (s > 0) for e, s in zip(each, scores, strict=True)]
-        rows.append(row(name, [counted(world, scores, kept)]))
+        rows.append(found(name, lambda photo, regions, rule=rule: highest(rule(photo, regions))))  # type: ignore[misc]
     return rows
 
 
@@ -278,7 +274,7 @@ def by_overlap(world: World) -> Row:
         overlap = iou(regions.boxes.astype(np.float64), photo.boxes.astype(np.float64))
         same = (overlap >= MATCH_IOU)[:, :, None] & (photo.category[:, None] == photo.mentions)[None]
         best = (same * overlap[:, :, None]).max(1, initial=0)
-        pairs = pairs_of(regions, photo.mentions, best.astype(np.float32), best > 0)
+        pairs = pairs_of(regions.boxes, photo.mentions, best.astype(np.float32), best > 0)
         truth = photo.truth
         right = np.zeros(score.shape, bool)
         found = matched(pairs, truth) >= 0

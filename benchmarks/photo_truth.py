@@ -18,6 +18,7 @@ from villa_dist.attributes.extract import PhraseMatcher
 from villa_dist.attributes.lists import read_list
 from villa_dist.attributes.phrases import Phrase, merge
 from villa_dist.config import RegionsConfig
+from villa_dist.evaluate.mapping_quality import of_mentioned
 from villa_dist.regions.backends import make_proposer
 from villa_dist.regions.proposals import Photo, regions_of
 from villa_dist.types import RegionAttributePairs
@@ -40,8 +41,7 @@ class CaptionedPhoto:
     @property
     def truth(self) -> RegionAttributePairs:
         """The boxes whose category is mentioned."""
-        region = np.flatnonzero(np.isin(self.category, self.mentions))
-        return RegionAttributePairs(self.boxes, region, self.category[region], np.ones(len(region), np.float32))
+        return of_mentioned(self.boxes, self.category, self.mentions)
 
 
 @dataclass(frozen=True)

@@ -71,7 +71,7 @@ def _wordnet(text: str, path: Path) -> PhraseList:
     group = WORDNET[path.suffix[1:]]
     lines = (line.split() for line in text.splitlines() if not line.startswith("  "))
     of_line = _index_words if path.stem == "index" else _synset_words
-    said = dict.fromkeys(_name(word) for parts in lines for word in of_line(parts, path))
+    said = dict.fromkeys(plain_name(word) for parts in lines for word in of_line(parts, path))
     return PhraseList(path.name, tuple(Phrase(s, group) for s in said if any(c.isalnum() for c in s)))
 
 
@@ -101,13 +101,13 @@ def _json(text: str, path: Path) -> PhraseList:
 
 def _category(value: Any, place: str, group: str) -> Phrase:
     if isinstance(value, str):
-        return Phrase(check(_name(value), place), group)
+        return Phrase(check(plain_name(value), place), group)
     name = value.get("name") if isinstance(value, dict) else None
     if not isinstance(name, str):
         raise VillaError(f"{place} is {_short(value)}, expected a string, or an object with the string 'name'")
-    phrase = check(_name(name), place)
+    phrase = check(plain_name(name), place)
     others = _strings(value.get("synonyms"), f"{place}, synonyms")
-    synonyms = tuple(s for s in (check(_name(o), place) for o in others) if s != phrase)
+    synonyms = tuple(s for s in (check(plain_name(o), place) for o in others) if s != phrase)
     kind = value.get("supercategory")
     return Phrase(phrase, kind if isinstance(kind, str) and kind else group, (), synonyms)
 
@@ -186,7 +186,7 @@ def _strings(value: Any, place: str) -> list[str]:
     return values
 
 
-def _name(name: str) -> str:
+def plain_name(name: str) -> str:
     """ "bow_(weapon)" -> "bow", "air_conditioner" -> "air conditioner"."""
     plain = QUALIFIER.sub("", name).replace("_", " ").strip()
     return plain or name

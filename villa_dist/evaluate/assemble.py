@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -82,9 +82,17 @@ def truth_matrix(config: Config, split: str, shard: str, attributes: int) -> np.
     return matrix
 
 
-def pair_rows(config: Config, split: str, stage: str, shard: str) -> list[RegionAttributePairs]:
-    """The pairs of every image of a shard, from a pairs-like sidecar."""
-    table = read_sidecar(StageFolder(f"{config.run}/{split}", stage), shard, sidecar.PAIRS)
+def pair_rows(
+    config: Config, split: str, stage: str, shard: str, keys: Sequence[str] | None = None
+) -> list[RegionAttributePairs]:
+    """The pairs of every image of a shard, from a pairs-like sidecar. keys: what its rows must be of.
+
+    Raises: ShardError when they are of others.
+    """
+    folder = StageFolder(f"{config.run}/{split}", stage)
+    table = read_sidecar(folder, shard, sidecar.PAIRS)
+    if keys is not None:
+        sidecar.check_aligned(table, keys, f"{folder.store.path(shard)}.parquet")
     boxes, box_at = sidecar.list_column(table, "boxes")
     region, at = sidecar.list_column(table, "region")
     attribute, _ = sidecar.list_column(table, "attribute")

@@ -67,7 +67,7 @@ def detection(config: Config, split: str, run: RunStage) -> dict[str, Any]:
     file = known_boxes.read_file(wanted.truth) if wanted.truth is not None else None
     params = {
         "truth": known_boxes.put_truth(Store(config.run), file) if file else None,
-        "proposals": _source(config, split) if "proposals" in wanted.modes else "none",
+        "proposals": regions_from(config, split) if "proposals" in wanted.modes else "none",
     }
     run("boxes", split, claims.boxes(config, split, file.digest if file else "samples"), shards, params)
     known = _tables(config, split, "boxes", KNOWN)
@@ -102,7 +102,7 @@ def _classes(wanted: DetectionConfig, known: list[pa.Table], file: TruthFile | N
     return names, choice.chosen(wanted, names, list(range(1, len(names) + 1)), "the samples' .json")
 
 
-def _source(config: Config, split: str) -> str:
+def regions_from(config: Config, split: str) -> str:
     """Where proposals come from: the regions stage's sidecars where they are of this config, else they are made."""
     folder = StageFolder(claims.dataset(config, split), "regions")
     try:

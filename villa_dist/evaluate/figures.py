@@ -1,6 +1,6 @@
 """Figures of several models on the same data, with intervals and ViLLA's difference to each: what results.json holds of a
 part of evaluation, and how it is told. A figure is a mean over units (images, or queries), which are drawn with
-replacement, the same ones for all models; or a plain number, which has no interval.
+replacement, the same ones for all models; the harmonic mean of two such; or a plain number, which has no interval.
 
 Letters: I units, B1 resamples and, first, the units as they are.
 """
@@ -27,17 +27,26 @@ class Mean:
     scale: float = 100.0
 
 
-Figures = Mapping[str, Mean | float]  # numbers: fractions
+@dataclass(frozen=True)
+class Harmonic:
+    """Of two means of the same model, such as F1 of its precision and recall."""
+
+    first: str
+    second: str
+    scale: float = 100.0
 
 
-def together(models: Mapping[str, Figures], resamples: int) -> dict[str, Any]:
-    """`models`: by model its figures and, under `intervals`, the 95 % interval of each mean. `differences`: ViLLA less each
-    of the others, on the same resamples. All models have the same figures."""
+Figures = Mapping[str, Mean | Harmonic | float]  # numbers: fractions
+
+
+def together(models: Mapping[str, Figures], resamples: int, subject: str = "villa") -> dict[str, Any]:
+    """`models`: by model its figures and, under `intervals`, the 95 % interval of each mean. `differences`: the subject's
+    less each of the others', on the same resamples. All models have the same figures."""
     draws = drawn(models, resamples)
     told: dict[str, dict[str, Any]] = {name: {} for name in models}
     differences: list[dict[str, Any]] = []
     for figure, first in next(iter(models.values()), {}).items():
-        if not isinstance(first, Mean):
+        if not isinstance(first, Mean | Harmonic):
             for name, figures in models.items():
                 told[name][figure] = rounded(figures[figure])  # type: ignore[arg-type]
             continue
@@ -47,7 +56,7 @@ def together(models: Mapping[str, Figures], resamples: int) -> dict[str, Any]:
             if resamples:
                 told[name].setdefault("intervals", {})[figure] = interval_of(values, first.scale)
         if resamples:
-            differences += _differences(figure, here, first.scale)
+            differences += _differences(figure, here, first.scale, subject)
     return {"resamples": resamples, "models": told, "differences": differences}
 
 
@@ -63,20 +72,32 @@ def drawn(models: Mapping[str, Figures], resamples: int) -> dict[str, dict[str, 
         sums = resampled(np.concatenate([m.sums for _, _, m in means], 1), resamples)
         for n, (figure, name, _) in enumerate(means):
             found.setdefault(figure, {})[name] = ratio(sums[:, 2 * n : 2 * n + 2])
+    for name, figures in models.items():
+        for figure, value in figures.items():
+            if isinstance(value, Harmonic):
+                both = (found[value.first][name], found[value.second][name])
+                found.setdefault(figure, {})[name] = harmonic(*both)
     return found
 
 
-def _differences(figure: str, draws: Mapping[str, np.ndarray], scale: float) -> list[dict[str, Any]]:
+def harmonic(a: Float[np.ndarray, " B"], b: Float[np.ndarray, " B"]) -> Float[np.ndarray, " B"]:
+    """0 where one of the two is 0 or undefined, NaN where both are undefined."""
+    total = np.nan_to_num(a) + np.nan_to_num(b)
+    mean = np.divide(2 * np.nan_to_num(a) * np.nan_to_num(b), total, out=np.zeros(len(a)), where=total > 0)
+    return np.where(np.isnan(a) & np.isnan(b), np.nan, mean)
+
+
+def _differences(figure: str, draws: Mapping[str, np.ndarray], scale: float, subject: str) -> list[dict[str, Any]]:
     found = []
-    for other in draws if "villa" in draws else ():
-        gap = draws["villa"] - draws[other]
-        low_high = interval_of(gap, scale) if other != "villa" else None
+    for other in draws if subject in draws else ():
+        gap = draws[subject] - draws[other]
+        low_high = interval_of(gap, scale) if other != subject else None
         if low_high is not None:
             found.append(
                 {
                     "metric": figure,
                     "first": other,
-                    "second": "villa",
+                    "second": subject,
                     "difference": rounded(float(gap[0]), scale),
                     "interval": low_high,
                     "significant": low_high[0] > 0 or low_high[1] < 0,
@@ -103,7 +124,8 @@ def rounded(value: float, scale: float = 100.0) -> float | None:
 
 @dataclass(frozen=True)
 class Table:
-    """A result of one split as it is shown. figures: those it has, the main one first."""
+    """A result of one split as it is shown. figures: those it has, the main one first; subject: whose differences to the
+    others it has."""
 
     part: str
     split: str
@@ -111,21 +133,26 @@ class Table:
     size: str
     result: Mapping[str, Any]
     warnings: Sequence[str]
+    subject: str = "villa"
 
     @property
     def figures(self) -> list[str]:
         return [c for c in next(iter(self.result["models"].values()), {}) if c != "intervals"]
 
     def against(self, model: str) -> Mapping[str, Any] | None:
-        """ViLLA's difference to a model in the main figure."""
+        """The subject's difference to a model in the main figure."""
         main = self.figures[:1]
         found = (d for d in self.result["differences"] if d["first"] == model and [d["metric"]] == main)
         return next(found, None)
 
 
 def tables(results: Mapping[str, Any]) -> list[Table]:
-    """Of recall, classes and fine_grained in results.json, split by split."""
+    """Of mapping_boxes, recall, classes and fine_grained in results.json, split by split."""
     found = []
+    for split, told in (results.get("mapping_boxes") or {}).items():
+        size = f"{told['pairs']:,} pairs and {told['true_boxes']:,} true boxes of {told['images']:,} images"
+        title = "Pairs of the mapping against known boxes"
+        found.append(Table("mapping_boxes", split, title, size, told, told["warnings"], "mapping"))
     for split, told in (results.get("recall") or {}).items():
         size = f"{told['images']:,} images, {told['texts']:,} distinct texts"
         found.append(Table("recall", split, "Recall of whole images and whole texts", size, told, told["warnings"]))
@@ -145,7 +172,7 @@ def tables(results: Mapping[str, Any]) -> list[Table]:
 
 
 def lines(table: Table) -> list[str]:
-    """A table in plain text, and ViLLA's difference to the others in the main figure."""
+    """A table in plain text, and the subject's difference to the others in the main figure."""
     models: Mapping[str, Mapping[str, Any]] = table.result["models"]
     width = max(20, *(len(TITLES.get(n, n)) + 1 for n in models))
     heads = [f"{c:>{max(12, len(c) + 2)}}" for c in table.figures]
@@ -157,7 +184,8 @@ def lines(table: Table) -> list[str]:
         if d := table.against(name):
             low, high = d["interval"]
             told.append(
-                f"ViLLA - {TITLES.get(name, name)}, {d['metric']}: {d['difference']:+.1f} (95 % {low:+.1f} to {high:+.1f})"
+                f"{TITLES[table.subject]} - {TITLES.get(name, name)}, {d['metric']}: {d['difference']:+.1f} "
+                f"(95 % {low:+.1f} to {high:+.1f})"
             )
     return told
 

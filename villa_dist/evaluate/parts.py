@@ -1,6 +1,7 @@
 """What `evaluate` measures beside known pairs, by the name it has in the config and in results.json.
 
 detection      boxes once, detect once a model           detection_run.py
+mapping_boxes  what detection knows of boxes, and pairs  mapping_boxes_run.py
 recall         whole once a model                        recall_run.py
 classes        the same sidecars of whole                class_run.py
 fine_grained   phrases once a model                      fine_grained_run.py
@@ -14,7 +15,7 @@ from typing import Any
 
 from villa_dist import claims
 from villa_dist.config import Config
-from villa_dist.evaluate import class_run, detection_run, fine_grained_run, recall_run
+from villa_dist.evaluate import class_run, detection_run, fine_grained_run, mapping_boxes_run, recall_run
 from villa_dist.evaluate.errors import NothingHereError
 from villa_dist.evaluate.figures import lines, tables
 from villa_dist.evaluate.models_measured import rows
@@ -42,6 +43,8 @@ def measure(config: Config, splits: Sequence[str], run: RunStage) -> dict[str, A
     wanted, found = config.evaluate, {}
     if wanted.detection is not None:
         found["detection"] = {split: detection_run.detection(config, split, run) for split in splits}
+        judged = {split: mapping_boxes_run.mapping_boxes(config, split) for split in splits}
+        found["mapping_boxes"] = {split: told for split, told in judged.items() if told is not None}
     if wanted.recall or wanted.classes is not None:
         for split in splits:
             _embed(config, split, run)

@@ -37,6 +37,7 @@ from villa_dist.report.bound import bound_to
 from villa_dist.report.detection import detection_tables, sentence
 from villa_dist.report.evaluation import evaluation_tables, sentences
 from villa_dist.report.explorer import explore
+from villa_dist.report.mapping_boxes import attribute_tables
 from villa_dist.report.scan import scan
 from villa_dist.report.summary import summary
 from villa_dist.train.journal import parse_metrics
@@ -93,6 +94,7 @@ def render(config: Config) -> str:
             ],
             detection=detection,
             evaluation=evaluation,
+            mapped=attribute_tables(results),
             facts=facts(config, images, measured),
             measured=measured,
             intervals=any(row.a2r.interval or row.r2a.interval for m in measured for row in m.rows),

@@ -14,6 +14,7 @@ from shards.errors import ShardError
 from shards.reader import BaseShard, read_sidecar
 from shards.store import Store
 from villa_dist.attributes import vocabulary
+from villa_dist.attributes.extract import PhraseMatcher
 from villa_dist.observe import Timers
 from villa_dist.regions.annotations import boxes_in
 from villa_dist.regions.backends import make_proposer
@@ -70,7 +71,9 @@ class Finder:
             except ShardError as error:
                 raise ShardError(f"shard {shard}: {error}") from error
         with timers.time("extract"):
-            return [Found(k, self._mentions(shard, s)) for k, s in zip(kept, window, strict=True)]
+            return [
+                Found(k, mentions_of(self.matcher, shard, s.key, s.members)) for k, s in zip(kept, window, strict=True)
+            ]
 
     def _photo(self, shard: str, sample: Sample, given: np.ndarray | None) -> Photo:
         """A sample as the backend sees it. Raises: ShardError naming the sample whose boxes cannot be read."""
@@ -84,8 +87,10 @@ class Finder:
         pixels = sample.pixels if self.proposer.needs_pixels else None
         return Photo(sample.key, sample.width, sample.height, pixels, given)
 
-    def _mentions(self, shard: str, sample: Sample) -> AttributeSet:
-        try:
-            return self.matcher.attributes(sample_text(sample.members))
-        except DecodeError as error:
-            raise ShardError(f"shard {shard}: sample {sample.key!r}: {error}; redo the ingest stage") from error
+
+def mentions_of(matcher: PhraseMatcher, shard: str, key: str, members: dict[str, bytes]) -> AttributeSet:
+    """What the text of a sample mentions. Raises: ShardError naming the sample that has none."""
+    try:
+        return matcher.attributes(sample_text(members))
+    except DecodeError as error:
+        raise ShardError(f"shard {shard}: sample {key!r}: {error}; redo the ingest stage") from error
