@@ -217,8 +217,10 @@ def training(known: Mapping[str, Any]) -> None:
         ["bytes a second read", f"{images * photo / 1e9:.1f} GB/s, {each * photo / 1e6:,.0f} MB/s a device"],
         ["cores that read and decode", f"{images * decode:,.0f}, {each * decode:.1f} a device"],
         ["range requests, one a sample", f"{images:,} GET/s, the published rate of {prefixes:.0f} prefixes"],
-        ["the one loader thread of a rank decodes", f"{1 / decode:,.0f} images/s"],
-        ["and gets, one request after another", f"{1 / latency:.0f} images/s at {latency} s"],
+        ["a loader thread decodes", f"{1 / decode:,.0f} images/s"],
+        ["threads of a rank, from local disks", f"{math.ceil(each * decode)}"],
+        ["a loader thread gets and decodes, by requests", f"{1 / (latency + decode):.1f} images/s at {latency} s each"],
+        ["threads of a rank, by requests", f"{math.ceil(each * (latency + decode))}"],
         ["an epoch of the images", span(known["images"] / images)],
     ]
     print(table(["what", "64 H100, arithmetic"], rows))

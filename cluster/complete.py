@@ -13,16 +13,17 @@ from shards.commit import StageFolder
 from shards.errors import VillaError
 from shards.store import Store
 from villa_dist.config import Config
-from villa_dist.config_file import parse_yaml
+from villa_dist.config_file import YAML_TROUBLE, parse_yaml
 
 MARK = "villa-complete "
-REPORTS = (("evaluate", "results.json"), ("report", "report.html"))
+RESULTS, REPORT = "results.json", "report.html"
 
 
 def missing(config: Config) -> list[str]:
     """What a run still lacks of `config`, in the order of its stages; empty when it is whole.
 
-    A stage counts by its manifest or done.json, made by this config; a damaged one counts as missing.
+    A stage counts by its manifest or done.json, made by this config; a damaged one counts as missing. The results are
+    whole when they are of all that `evaluate` asks for, and the report when it shows them.
     """
     from villa_dist import claims, models  # torch: not needed to submit
     from villa_dist.attributes import vocabulary
@@ -41,7 +42,7 @@ def missing(config: Config) -> list[str]:
         for job in [*claims.jobs(config)[:1], "mapping", *claims.jobs(config)[1:]]:
             if models.done(f"{config.run}/models/{job}") is None:
                 lacking.append(f"train {job}")
-        lacking += [f"{what} ({name})" for what, name in REPORTS if not store.is_file(name)]
+        lacking += _reported(store)
         if not lacking:
             claims.check_upstream(config, "report")
             _measured(config, store)
@@ -59,32 +60,65 @@ def _stage(config: Config, split: str, folder: str, stage: str) -> list[str]:
     return []
 
 
-def _measured(config: Config, store: Store) -> None:
-    """Raises: VillaError when the results are of other weights."""
-    from villa_dist import models
+def _reported(store: Store) -> list[str]:
+    """What is not there, or damaged, of the results and of the report on them."""
+    from villa_dist.report.bound import shows
 
-    if json.loads(store.read("results.json")).get("weights") != models.digests(config.run):
-        raise VillaError(f"{store.shown('results.json')} is of other weights than the run holds; run `villa evaluate`")
+    results, page = store.find(RESULTS), store.find(REPORT)
+    lacking = [] if _object(results) is not None else [f"evaluate ({RESULTS})"]
+    if page is None:
+        lacking.append(f"report ({REPORT})")
+    elif results is not None and not lacking and not shows(page, results):
+        lacking.append(f"report ({REPORT} is damaged, or not of {RESULTS})")
+    return lacking
+
+
+def _measured(config: Config, store: Store) -> None:
+    """Raises: VillaError when the results are of other weights, or not of all that is asked for."""
+    from villa_dist import claims, models
+
+    results, place = _object(store.read(RESULTS)) or {}, store.shown(RESULTS)
+    if results.get("weights") != models.digests(config.run):
+        raise VillaError(f"{place} is of other weights than the run holds; run `villa evaluate`")
+    if results.get("asked") != claims.results(config):
+        raise VillaError(f"{place} is not of all that this config's `evaluate` asks for; run `villa evaluate`")
+
+
+def _object(data: bytes | None) -> dict[str, Any] | None:
+    """A JSON object; None where there is none, or it is damaged."""
+    try:
+        found = json.loads(data or b"")
+    except (ValueError, RecursionError):
+        return None
+    return found if isinstance(found, dict) else None
 
 
 def as_config(text: str) -> Config:
-    """The config that `villa_dist.config_file.dump` wrote."""
-    return Config.model_validate(parse_yaml(text))
+    """The config that `villa_dist.config_file.dump` wrote. Raises: VillaError when another version wrote it."""
+    try:
+        return Config.model_validate(parse_yaml(text))
+    except YAML_TROUBLE as error:  # pydantic's is a ValueError
+        said = " ".join(str(error).split())[:300]
+        raise VillaError(
+            f"its config is none of this version of villa ({said}); ask with the version it was made by"
+        ) from None
 
 
 def record(run: str, submission: str) -> dict[str, Any] | None:
-    """What a submission left in its run's folder; None where that folder cannot be seen from here."""
+    """What a submission left in its run's folder; None where that cannot be seen from here, or is damaged."""
     try:
         found = Store(run).find(f"{RECORDS}/{submission}.json")
     except (VillaError, OSError):
         return None
-    return json.loads(found) if found else None
+    told = _object(found)
+    return told if told and isinstance(told.get("config"), str) else None
 
 
 def main() -> None:
     run, submission = sys.argv[1:3]
     found = record(run, submission)
-    lacking = missing(as_config(found["config"])) if found else ["everything: the job was not started"]
+    lost = f"everything: the job was not started, or {RECORDS}/{submission}.json is damaged"
+    lacking = missing(as_config(found["config"])) if found else [lost]
     print(MARK + json.dumps(lacking), flush=True)
     os._exit(0)
 

@@ -4,12 +4,15 @@
 #   cluster/local_three_nodes.sh up [NODES]     then:  eval "$(cluster/local_three_nodes.sh env)"
 #   cluster/local_three_nodes.sh down
 #
-# Everything it makes is in VILLA_NODES_DIR (default: a folder below TMPDIR), its ports are free ones or those given, and
-# `down` ends only what `up` started. Addresses are of the loopback, but Ray's own ports listen on all interfaces: the token
-# is what keeps neighbours out (SECURITY.md).
+# Everything it makes is in a folder `up` of its own in VILLA_NODES_DIR (default: a folder below TMPDIR), its ports are free
+# ones or those given, and `down` ends and removes only what `up` made. Addresses are of the loopback, but Ray's own ports
+# listen on all interfaces: the token is what keeps neighbours out (SECURITY.md).
 set -euo pipefail
 
-PLACE=${VILLA_NODES_DIR:-${TMPDIR:-/tmp}/villa-nodes-$(id -u)}
+DIR=${VILLA_NODES_DIR:-${TMPDIR:-/tmp}/villa-nodes-$(id -u)}
+case $DIR in /*) ;; *) DIR=$PWD/$DIR ;; esac
+PLACE=$DIR/up
+MARK=$PLACE/made-by-local-three-nodes # says whether DIR was made as well
 CPUS=${VILLA_NODE_CPUS:-2}
 PYTHON=${PYTHON:-$(command -v python || command -v python3)}
 START_SECONDS=${VILLA_START_SECONDS:-180}
@@ -18,7 +21,16 @@ free_port() {
     "$PYTHON" -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])'
 }
 
+# Whether the process of a pid file is ours: only while its command line names our folder.
+ours() {
+    [ -e "$1" ] && tr '\0' ' ' <"/proc/$(cat "$1")/cmdline" 2>/dev/null | grep -qF -- "--temp-dir=$PLACE/"
+}
+
 environment() {
+    if ! ours "$PLACE/head.pid"; then
+        echo "error: no nodes are up in $DIR; start them with: $0 up (or name the folder of those that are in VILLA_NODES_DIR)" >&2
+        exit 1
+    fi
     echo "export RAY_AUTH_MODE=token"
     echo "export RAY_AUTH_TOKEN_PATH=$PLACE/token"
     echo "export RAY_API_SERVER_ADDRESS=http://127.0.0.1:$(cat "$PLACE/dashboard.port")"
@@ -48,12 +60,19 @@ start_node() { # NAME, then arguments of `ray start`
 
 up() {
     local nodes=${1:-3}
-    if [ -e "$PLACE/token" ]; then
-        echo "error: $PLACE is in use by nodes that are up; end them with: $0 down" >&2
+    if [ -e "$PLACE" ]; then
+        echo "error: $PLACE is there already; where it is of nodes that are up, end them with: $0 down" >&2
         exit 1
     fi
-    mkdir -p "$PLACE"
-    chmod 700 "$PLACE"
+    local made=found
+    [ -d "$DIR" ] || made=made
+    mkdir -p "$DIR"
+    if ! [ -O "$DIR" ]; then
+        echo "error: $DIR belongs to another user, who could exchange what is in it; name a folder of yours in VILLA_NODES_DIR" >&2
+        exit 1
+    fi
+    mkdir -m 700 "$PLACE"
+    echo "$made" >"$MARK"
     (umask 077 && "$PYTHON" -c 'import secrets; print(secrets.token_hex(32), end="")' >"$PLACE/token")
     local port dashboard
     port=${VILLA_HEAD_PORT:-$(free_port)}
@@ -73,12 +92,15 @@ up() {
 }
 
 down() {
+    [ -e "$PLACE" ] || return 0
+    if ! [ -e "$MARK" ]; then
+        echo "error: $PLACE was not made by $0 up; it is left as it is" >&2
+        exit 1
+    fi
     for file in "$PLACE"/node*.pid "$PLACE"/head.pid; do
-        [ -e "$file" ] || continue
-        local pid
-        pid=$(cat "$file")
-        # The pid is ours only while its command line names our folder.
-        if tr '\0' ' ' <"/proc/$pid/cmdline" 2>/dev/null | grep -qF -- "--temp-dir=$PLACE/"; then
+        if ours "$file"; then
+            local pid
+            pid=$(cat "$file")
             kill -TERM "$pid" 2>/dev/null || true
             for _ in $(seq 100); do
                 kill -0 "$pid" 2>/dev/null || break
@@ -87,7 +109,12 @@ down() {
             kill -KILL "$pid" 2>/dev/null || true
         fi
     done
+    local made
+    made=$(cat "$MARK")
     rm -rf "$PLACE"
+    if [ "$made" = made ]; then
+        rmdir "$DIR" 2>/dev/null || true # others may have put something there
+    fi
 }
 
 case ${1:-} in

@@ -8,6 +8,7 @@ calls or hung when a node died.)
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -26,7 +27,6 @@ from villa_dist.observe import LOG
 
 POLL_SECONDS = 1.0
 NODE_CHECK_SECONDS = 5.0
-START_SECONDS = 300.0
 START_FAILURES = 10  # in a row
 NOT_STARTED = "look at the nodes (`ray status`), and whether villa is installed on them"
 GIVEN_UP = 2  # shards that may fail for good before the fault is thought to be of all of them,
@@ -42,7 +42,10 @@ class ShardWorker:
         self._job: Job | None = None
         self._worker: UnitWorker | None = None
 
-    def node(self) -> str:
+    def node(self, hide_gpus: bool = False) -> str:
+        """The first call, before any library looks for devices."""
+        if hide_gpus:
+            os.environ["CUDA_VISIBLE_DEVICES"] = ""
         return str(ray.get_runtime_context().get_node_id())
 
     def prepare(self, job: Job) -> None:
@@ -81,12 +84,22 @@ def take_ready() -> list[Any]:
 
 class ActorPool:
     """workers: actors alive at a time, each with one CPU and `gpus`. timeout: seconds a shard may take. attempts: failures
-    of one shard before the job is given up. ready: actors of its kind to begin with."""
+    of one shard before the job is given up. ready: actors of its kind to begin with. start_seconds: so long the first may
+    take to come up. hide_gpus: from actors on nodes that have some."""
 
     def __init__(
-        self, workers: int, timeout: float, attempts: int, gpus: float = 0.0, ready: Sequence[Any] = ()
+        self,
+        workers: int,
+        timeout: float,
+        attempts: int,
+        gpus: float = 0.0,
+        ready: Sequence[Any] = (),
+        *,
+        start_seconds: float = 300.0,
+        hide_gpus: bool = False,
     ) -> None:
         self.workers, self.timeout, self.attempts, self.gpus = workers, timeout, attempts, gpus
+        self.start_seconds, self._hidden = start_seconds, (True,) if hide_gpus else ()
         self._ready = [*ready]
         self._starting: dict[Any, tuple[Any, float]] = {}  # node() call -> (actor, when)
         self._preparing: dict[Any, tuple[Any, float]] = {}  # prepare() call -> (actor, when)
@@ -176,7 +189,7 @@ class ActorPool:
         worker = remote_worker(self.gpus)
         while len(self._starting) + len(self._node) < wanted:
             actor = self._ready.pop() if self._ready else worker.remote()
-            self._starting[actor.node.remote()] = (actor, time.monotonic())
+            self._starting[actor.node.remote(*self._hidden)] = (actor, time.monotonic())
 
     def _wait(self, queue: LeaseQueue, job: Job) -> list[tuple[Any, Exception | None]]:
         """Actors whose leases ended: None for a commit, the error otherwise."""
@@ -230,17 +243,18 @@ class ActorPool:
     def _slow_starts(self) -> None:
         now = time.monotonic()
         for call, (actor, since) in list(self._starting.items()):
-            if now - since > START_SECONDS:
+            if now - since > self.start_seconds:
                 del self._starting[call]
                 ray.kill(actor)
                 if not self._node:
+                    free, asked = ray.available_resources(), f"CPU{f' and {self.gpus:g} GPU' if self.gpus else ''}"
                     raise VillaError(
-                        f"no worker started within {START_SECONDS:.0f} s: the cluster has no free CPU for it "
-                        f"(resources: {ray.available_resources().get('CPU', 0):.0f} CPU free); "
-                        "free some or set ray.workers lower"
+                        f"no worker started within {self.start_seconds:.0f} s: the cluster has no free {asked} for it "
+                        f"(resources: {free.get('CPU', 0):.0f} CPU, {free.get('GPU', 0):.0f} GPU free); free some or set "
+                        "ray.workers lower, or ray.start_seconds higher where nodes take longer to come up"
                     )
         for call, (actor, since) in list(self._preparing.items()):
-            if now - since > max(self.timeout, START_SECONDS):
+            if now - since > max(self.timeout, self.start_seconds):
                 del self._preparing[call]
                 self._drop(actor)
                 self._not_started(trouble(Overdue(f"it was not ready after {now - since:.0f} s")), LATE)

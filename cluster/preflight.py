@@ -81,25 +81,22 @@ def config_in(path: str, folder: Path) -> str:
         ) from None
 
 
-def check_paths(given: Config) -> None:
-    """given: the config with its paths as written. Raises: VillaError for paths that mean nothing on the cluster."""
-    named = {
-        "run": given.run,
-        **{f"data.{split}": getattr(given.data, split) for split in ("train", "validation", "test")},
-        "digits.mnist_dir": given.digits.mnist_dir,
-        "model.weights": given.model.weights,
-        "pretrain.start": given.pretrain.start,
-        "regions.hf.model": given.regions.hf.model,
-    }
+def check_paths(given: Config, folder: Path, excludes: Sequence[str]) -> None:
+    """given: the config with its paths as written. Small files that the driver reads may be in the folder that is sent.
+
+    Raises: VillaError for paths that mean nothing on the cluster.
+    """
     if not Store(given.run).local:
         raise VillaError(
             f"run={given.run}: training keeps checkpoints, which need a file system that all nodes share; set run to "
             "a folder "
             "on one (data.train and the others may stay on s3://)"
         )
-    hub = ("model.weights", "regions.hf.model")
-    for key, path in named.items():
-        if not path or "://" in path or os.path.isabs(path) or (key in hub and HUB_ID.fullmatch(path)):
+    hub = _hub_names(given)
+    for key, path in {**_places(given), **hub}.items():
+        if not path or "://" in path or os.path.isabs(path):
+            continue
+        if key in hub and HUB_ID.fullmatch(path) and not (folder / path).exists():
             continue
         raise VillaError(
             f"{key}={path} is relative: on the cluster it would lie in the job's own temporary folder, which no "
@@ -107,6 +104,49 @@ def check_paths(given: Config) -> None:
             f"sees and which is removed; --set {key}= an absolute path on storage that all nodes share, or "
             "s3://bucket/prefix"
         )
+    files = {key: path for key, path in _files(given).items() if "://" not in path and not os.path.isabs(path)}
+    sent = {os.path.normpath(path) for path in _sent(folder, excludes)} if files else set()
+    for key, path in files.items():
+        if os.path.normpath(folder / path) in sent:
+            continue
+        why = (
+            "is left out of what is sent (by an exclusion, .gitignore or .rayignore), or outside of it"
+            if (folder / os.path.expanduser(path)).exists()
+            else "does not exist"
+        )
+        raise VillaError(
+            f"{key}={path} {why}, so the job would not find it; give a file in {folder} that is sent along, or an absolute "
+            "path on storage that all nodes share"
+        )
+
+
+def _places(given: Config) -> dict[str, str | None]:
+    """What nodes other than the driver's read or write."""
+    return {
+        "run": given.run,
+        **{f"data.{split}": getattr(given.data, split) for split in ("train", "validation", "test")},
+        **{f"data.mix[{n}].train": other.train for n, other in enumerate(given.data.mix)},
+        "digits.mnist_dir": given.digits.mnist_dir,
+        "pretrain.start": given.pretrain.start,
+        "model.text.vocabulary": given.model.text.vocabulary,
+    }
+
+
+def _hub_names(given: Config) -> dict[str, str | None]:
+    """The same, where a name may be one of the hub instead."""
+    return {
+        "model.weights": given.model.weights,
+        "regions.hf.model": given.regions.hf.model,
+        **{f"evaluate.baselines[{n}].weights": b.weights for n, b in enumerate(given.evaluate.baselines)},
+    }
+
+
+def _files(given: Config) -> dict[str, str]:
+    """Files that only the driver reads."""
+    lists = {
+        f"vocabulary.lists[{n}]": name for n, name in enumerate(given.vocabulary.lists) if "." in name or "/" in name
+    }
+    return lists | {f"evaluate.{key}": path for key, path in given.evaluate.files.items()}
 
 
 def training_workers(config: Config) -> int:

@@ -71,8 +71,8 @@ def node_trouble(url: str, name: str, python: str, villa: str) -> str:
 
 
 def examine(asked: dict[str, Any]) -> dict[str, Any]:
-    """`asked` has run, id, ray, villa, python, training (workers), data (workers or null), record. In the result, `problems`
-    keep the job from starting and `remarks` do not."""
+    """`asked` has run, id, ray, villa, python, training (workers), data (workers or null), gpus (as `ray.gpus`), record. In
+    the result, `problems` keep the job from starting and `remarks` do not."""
     from villa_dist import __version__
 
     problems: list[str] = []
@@ -109,15 +109,8 @@ def _of_nodes(asked: dict[str, Any], here: dict[str, Any], problems: list[str], 
     session.JOINED.append(address)
     resources = ray.cluster_resources()
     cpus, gpus = resources.get("CPU", 0.0), resources.get("GPU", 0.0)
-    training, data = asked["training"], asked["data"]
-    if gpus < training and cpus < training:
-        problems.append(
-            f"training wants {training} workers and the cluster has {cpus:.0f} CPUs and {gpus:.0f} GPUs: use a "
-            "larger cluster "
-            "or set pretrain.workers, train.workers and mapping.fit.workers lower"
-        )
-    if data and data > cpus:
-        remarks.append(f"ray.workers={data} and the cluster has {cpus:.0f} CPUs: fewer will work at a time")
+    sized(asked, cpus, gpus, problems, remarks)
+    data = asked["data"]
     nodes = [n for n in ray.nodes() if n["Alive"]]
     if not problems:
         given = (asked["run"], f"{RECORDS}/{asked['id']}.json", here["python"], here["villa"])
@@ -141,6 +134,26 @@ def _of_nodes(asked: dict[str, Any], here: dict[str, Any], problems: list[str], 
             if worker is not None:
                 ray.kill(worker, no_restart=True)
     return {"nodes": len(nodes), "cpus": cpus, "gpus": gpus}
+
+
+def sized(asked: dict[str, Any], cpus: float, gpus: float, problems: list[str], remarks: list[str]) -> None:
+    """What the CPUs and GPUs that are up are too few for."""
+    training, data, wanted = asked["training"], asked["data"], asked["gpus"]
+    if wanted is True and gpus < training:
+        remarks.append(
+            f"training wants {training} GPUs and {gpus:.0f} are up: it will ask for the others, and wait for "
+            "ray.start_seconds"
+        )
+    elif cpus < training and (wanted is False or gpus < training):
+        problems.append(
+            f"training wants {training} workers and the cluster has {cpus:.0f} CPUs and {gpus:.0f} GPUs: use a "
+            "larger cluster or set pretrain.workers, train.workers and mapping.fit.workers lower; where an autoscaler is to "
+            "start GPU nodes for it, --set ray.gpus=true"
+        )
+    if data and data > cpus:
+        remarks.append(
+            f"ray.workers={data} and the cluster has {cpus:.0f} CPUs: fewer will work at a time until it has more"
+        )
 
 
 def _ask(nodes: Sequence[dict[str, Any]], workers: int, given: tuple[str, ...]) -> dict[Any, tuple[str, Any]]:

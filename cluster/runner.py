@@ -27,7 +27,9 @@ class RayRunner:
         if self._pool is None or (self._pool.workers, self._pool.gpus) != (workers, gpus):
             ready = take_ready() if not gpus else []
             self.close()
-            self._pool = ActorPool(workers, self.config.shard_timeout_seconds, self.config.attempts, gpus, ready)
+            limits = (self.config.shard_timeout_seconds, self.config.attempts)
+            start, hide = self.config.start_seconds, self.config.gpus is False
+            self._pool = ActorPool(workers, *limits, gpus, ready, start_seconds=start, hide_gpus=hide)
         self._pool.run(job, shards, done, again)
 
     def train(self, request: TrainRequest) -> None:
@@ -44,9 +46,10 @@ class RayRunner:
 
 
 def pool_size(config: RayConfig, resources: Mapping[str, float], *, on_device: bool) -> tuple[int, float]:
-    """(actors, GPUs of each). Some CPUs stay free: what has all of them starves whatever else must run."""
+    """(actors, GPUs of each). resources: what is up. Some CPUs stay free: what has all of them starves whatever else must
+    run. `ray.workers` actors are asked for whether they fit in or not: an autoscaler sees what is asked for."""
     cpus, gpus = int(resources.get("CPU", 1)), resources.get("GPU", 0.0)
-    most = max(cpus - DRIVER_SLACK, 1)
-    if not on_device or gpus < config.gpus_per_worker:
+    most, each = max(cpus - DRIVER_SLACK, 1), config.gpus_per_worker
+    if not on_device or not (config.gpus is True or (config.gpus == "auto" and gpus >= each)):
         return config.workers or most, 0.0
-    return config.workers or min(most, int(gpus / config.gpus_per_worker)), config.gpus_per_worker
+    return config.workers or max(min(most, int(gpus / each)), 1), each

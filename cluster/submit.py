@@ -25,6 +25,7 @@ from villa_dist import __version__
 from villa_dist.config import Config
 from villa_dist.config_file import dump
 from villa_dist.observe import LOG
+from villa_dist.revision import SUBMITTED, commit
 
 HERE = "villa-here "
 LOOK = (
@@ -123,8 +124,10 @@ def submit(client: Any, what: Submission) -> str:
         "python": sys.version.split()[0],
         "training": preflight.training_workers(what.loaded),
         "data": what.loaded.ray.workers,
+        "gpus": what.loaded.ray.gpus,
         "record": record,
     }
+    found = commit(what.folder) if upload.package else None  # else the code is the image's
     shipped = "with the package" if upload.package else "the package is expected in the cluster's image"
     LOG.info("submit: sending %d files, %.1f MiB, %s", upload.files, upload.bytes / 2**20, shipped)
     client.submit_job(
@@ -133,7 +136,7 @@ def submit(client: Any, what: Submission) -> str:
         runtime_env={
             "working_dir": str(what.folder),
             "excludes": list(what.excludes),
-            "env_vars": {probe.ASKED: json.dumps(asked)},
+            "env_vars": {probe.ASKED: json.dumps(asked), **({SUBMITTED: found} if found else {})},
         },
         metadata={"villa_run": what.loaded.run, "villa_config": record["config"]},
     )

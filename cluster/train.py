@@ -8,34 +8,37 @@ folder, which each looks for: they run in threads, which get no signals, and on 
 from __future__ import annotations
 
 import logging
+import os
 import tempfile
 import threading
+import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import ray
+from ray.autoscaler.sdk import request_resources
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 
 from cluster.trouble import lost_ranks
 from shards.errors import VillaError
 from villa_dist.names import CHECKPOINTS
+from villa_dist.observe import LOG
 from villa_dist.train import signals
 from villa_dist.train.checkpoint import reached
 from villa_dist.train.elastic import GroupDied, with_restarts
 from villa_dist.train.jobs import TrainRequest, run_request
 
+LOOK_SECONDS = 2.0
+
 
 def train_on_ray(request: TrainRequest) -> None:
     """Raises: VillaError from the training function, or after a group died too often; Preempted after SIGTERM."""
     workers = request.optim.workers
-    gpus = ray.cluster_resources().get("GPU", 0.0) >= workers
-    available = ray.cluster_resources().get("CPU", 0.0)
-    if available < workers and not gpus:
-        raise VillaError(
-            f"training {request.job} wants {workers} workers and the cluster has {available:.0f} CPUs and fewer GPUs; set "
-            "its workers lower or use a larger cluster"
-        )
+    gpus = devices(request, ray.cluster_resources())
+    if gpus:
+        await_gpus(request)
     logging.getLogger("ray.train").setLevel(logging.ERROR)
     folder = Path(request.folder)
     asked = threading.Event()
@@ -57,6 +60,50 @@ def train_on_ray(request: TrainRequest) -> None:
 
     with signals.sigterm_calls(stop):
         with_restarts(request.job, folder, request.optim.restarts, group)
+
+
+def devices(request: TrainRequest, up: Mapping[str, float]) -> bool:
+    """Whether the ranks have a GPU each: those that are up, or with `ray.gpus: true` those that are to come.
+
+    Raises: VillaError when there are neither GPUs nor CPUs enough.
+    """
+    wanted, workers = request.config.ray.gpus, request.optim.workers
+    cpus, gpus = up.get("CPU", 0.0), up.get("GPU", 0.0)
+    if wanted is True or (wanted == "auto" and gpus >= workers):
+        return True
+    if cpus < workers:
+        others = "fewer GPUs" if wanted == "auto" else "ray.gpus is false"
+        raise VillaError(
+            f"training {request.job} wants {workers} workers and the cluster has {cpus:.0f} CPUs and {others}; set "
+            "its workers lower or use a larger cluster; where an autoscaler is to start GPU nodes, --set ray.gpus=true"
+        )
+    if wanted == "auto" and (request.config.ray.address or os.environ.get("RAY_ADDRESS")):
+        LOG.info("train %s: on CPUs, as %.0f GPUs are up for %d workers", request.job, gpus, workers)
+    return False
+
+
+def await_gpus(request: TrainRequest) -> None:
+    """Until there is a GPU a rank, which an autoscaler is asked for. Raises: VillaError after `ray.start_seconds`."""
+    workers, seconds = request.optim.workers, request.config.ray.start_seconds
+    ends = time.monotonic() + seconds
+    if (found := _gpus_up()) >= workers:
+        return
+    LOG.info("train %s: waits up to %.0f s for %d GPUs, %d are up", request.job, seconds, workers, found)
+    request_resources(bundles=[{"CPU": 1, "GPU": 1}] * workers)
+    try:
+        while (found := _gpus_up()) < workers:
+            if time.monotonic() > ends:
+                raise VillaError(
+                    f"training {request.job} wants {workers} GPUs, and {found} were up after {seconds:.0f} s; look at the "
+                    "autoscaler (`ray status`), set ray.start_seconds higher, its workers lower, or ray.gpus to auto"
+                )
+            time.sleep(LOOK_SECONDS)
+    finally:
+        request_resources(bundles=[])
+
+
+def _gpus_up() -> int:
+    return int(ray.cluster_resources().get("GPU", 0.0))
 
 
 def _fit(request: TrainRequest, workers: int, gpus: bool, scratch: str) -> Exception | None:
@@ -86,6 +133,8 @@ def _fit(request: TrainRequest, workers: int, gpus: bool, scratch: str) -> Excep
 
 
 def _rank_main(config: dict[str, Any]) -> None:
+    if config["request"].config.ray.gpus is False:
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""  # of a node that has some
     run_request(config["request"])
 
 

@@ -6,9 +6,10 @@ that a single stage can refuse to build on output of another config (`check_upst
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import PurePosixPath
 from typing import Any
 
 from shards import manifest
@@ -235,6 +236,25 @@ def phrases_of_boxes(config: Config, split: str, row: str, model: str, annotatio
     """annotations: digest of the boxes and their phrases."""
     what = {"model": model, "annotations": annotations, "base": stage_manifest(config, split).digest}
     return _on_split(config, split, what, (f"phrases-{row}",))
+
+
+def results(config: Config) -> str:
+    """Fingerprint of what results.json is of, beside the weights: what `evaluate` asks for, and the images of its splits.
+
+    Files count by their names, since a submitted job has them elsewhere. Raises: VillaError where a split is not there.
+    """
+    wanted = config.evaluate.model_dump(mode="json", exclude_defaults=True)  # so that keys can be added
+    bases = {split: stage_manifest(config, split).digest for split in splits(config)[1:]}
+    return fingerprint({"evaluate": _named(wanted, config.evaluate.files.values()), "bases": bases})
+
+
+def _named(value: Any, files: Collection[str]) -> Any:
+    """`value` with the paths among `files` as their last parts."""
+    if isinstance(value, dict):
+        return {k: _named(v, files) for k, v in value.items()}
+    if isinstance(value, list):
+        return [_named(v, files) for v in value]
+    return PurePosixPath(value).name if isinstance(value, str) and value in files else value
 
 
 def training(config: Config, job: str) -> Claim:

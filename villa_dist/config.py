@@ -307,8 +307,13 @@ class PairsConfig(Section):
 
 
 class RayConfig(Section):
+    """How and where: no key of it says what is made, so none is in a stage's claim. docs/operate.md, autoscaling."""
+
     address: str | None = None  # None: the cluster of RAY_ADDRESS, or a local Ray made for this run
-    workers: Positive | None = None  # None: one a CPU, less the driver's slack
+    workers: Positive | None = None  # asked for whether they are up or not; None: one a CPU that is up, less a slack
+    # whether stages that embed, and training, ask for GPUs; auto: where there are enough; true: also before they are up
+    gpus: Literal["auto"] | bool = "auto"
+    start_seconds: PositiveFloat = 300.0  # that the first worker may take to come up, and the GPUs of training
     shard_timeout_seconds: PositiveFloat = 1800.0
     attempts: Positive = 4  # a shard's tries before the stage fails
     gpus_per_worker: PositiveFloat = 1.0  # of stages that embed, where the cluster has GPUs; 0.5: two workers a GPU

@@ -155,6 +155,21 @@ class EvaluateConfig(Section):
             raise ValueError(f"{twice} is given twice, and would be measured twice; leave one")
         return splits
 
+    @property
+    def files(self) -> dict[str, str]:
+        """The files that it names, by their keys; the weights of baselines are not among them."""
+        found: dict[str, str | None] = {}
+        if self.detection is not None:
+            found["detection.truth"], found["detection.templates"] = self.detection.truth, self.detection.templates
+        if self.fine_grained is not None:
+            several = isinstance(self.fine_grained.annotations, dict)
+            for name, path in self.fine_grained.files.items():
+                found[f"fine_grained.annotations{f'.{name}' if several else ''}"] = path
+        if self.classes is not None:
+            found["classes.labels"] = self.classes.labels
+            found["classes.prompts"] = self.classes.prompts if isinstance(self.classes.prompts, str) else None
+        return {key: path for key, path in found.items() if path is not None}
+
     @model_validator(mode="after")
     def _rows_have_names(self) -> EvaluateConfig:
         if self.baselines and not (self.recall or self.detection or self.fine_grained or self.classes):

@@ -163,6 +163,7 @@ class Pipeline:
             "splits": measured,
             "images": self._images(),
             "weights": weights,
+            "asked": claims.results(self.config),
             "code": code(),
             **others,
         }

@@ -55,14 +55,15 @@ def command(
 def _submit(config: str, address: str, sets: list[str], stay: bool, exclude: list[str], insecure: bool) -> None:
     from cluster import preflight, submit
 
-    preflight.check_paths(as_given(config, sets))
-    loaded, folder = load(config, sets), Path.cwd()
+    folder, excludes = Path.cwd(), (*preflight.EXCLUDED, *exclude)
+    preflight.check_paths(as_given(config, sets), folder, excludes)
+    loaded = load(config, sets)
     inside = preflight.config_in(config, folder)
     if loaded.ray.address:
         sets = [*sets, "ray.address=null"]  # the cluster it is submitted to
     if insecure:
         sets = [*sets, "ray.insecure_no_token=true"]
-    what = submit.Submission(inside, tuple(sets), load(config, sets), folder, (*preflight.EXCLUDED, *exclude))
+    what = submit.Submission(inside, tuple(sets), load(config, sets), folder, excludes)
     client = submit.connect(address, insecure=insecure)
     name = submit.submit(client, what)
     LOG.info("submit: %s; `villa submit --address %s --status %s` asks for it, --stop ends it", name, address, name)

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -123,6 +124,69 @@ def test_actors_leave_cpus_free_and_share_gpus() -> None:
     assert pool_size(RayConfig(), eight, on_device=True) == (2, 1.0)
     assert pool_size(RayConfig(gpus_per_worker=0.5), eight, on_device=True) == (4, 0.5)
     assert pool_size(RayConfig(workers=3), {"CPU": 9.0}, on_device=True) == (3, 0.0)
+
+
+def test_actors_are_asked_for_before_there_is_room_for_them() -> None:
+    """A head without CPUs, whose autoscaler starts nodes for what is asked for."""
+    from cluster.runner import pool_size
+
+    head = {"CPU": 0.0}
+    assert pool_size(RayConfig(workers=64), head, on_device=False) == (64, 0.0)
+    assert pool_size(RayConfig(workers=64), head, on_device=True) == (64, 0.0), "none is up, and auto asks for none"
+    assert pool_size(RayConfig(workers=16, gpus=True), head, on_device=True) == (16, 1.0)
+    assert pool_size(RayConfig(gpus=True), head, on_device=True) == (1, 1.0)
+    assert pool_size(RayConfig(gpus=True), {"CPU": 9.0, "GPU": 2.0}, on_device=True) == (2, 1.0)
+    assert pool_size(RayConfig(gpus=True), {"CPU": 9.0, "GPU": 2.0}, on_device=False) == (8, 0.0)
+    assert pool_size(RayConfig(gpus=False), {"CPU": 9.0, "GPU": 2.0}, on_device=True) == (8, 0.0)
+
+
+def test_the_first_worker_may_take_as_long_as_is_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    from cluster import pool
+
+    monkeypatch.setattr(pool.ray, "kill", lambda actor: None)
+    monkeypatch.setattr(pool.ray, "available_resources", lambda: {"CPU": 0.0})
+    made = pool.ActorPool(1, 60.0, 2, 1.0, start_seconds=1800.0)
+    made._starting["call"] = (Ready(), time.monotonic() - 1700.0)
+    made._slow_starts()
+    assert made._starting, "an image may still be pulled"
+    made._starting["call"] = (Ready(), time.monotonic() - 1801.0)
+    with pytest.raises(VillaError, match=r"within 1800 s: .*no free CPU and 1 GPU.*ray\.start_seconds higher"):
+        made._slow_starts()
+
+
+def request(*sets: str) -> Any:
+    from villa_dist.config_file import as_given
+    from villa_dist.train.jobs import TrainRequest
+
+    return TrainRequest("villa", as_given(None, ["train.workers=4", *sets]), "")
+
+
+def test_training_takes_the_devices_that_are_asked_for() -> None:
+    from cluster.train import devices
+
+    gpus, cpus = {"CPU": 8.0, "GPU": 4.0}, {"CPU": 8.0}
+    assert devices(request(), gpus) and not devices(request(), cpus)
+    assert devices(request("ray.gpus=true"), {}) and not devices(request("ray.gpus=false"), gpus)
+    for sets, up in (((), {"CPU": 2.0, "GPU": 3.0}), (("ray.gpus=false",), {"CPU": 2.0, "GPU": 4.0})):
+        with pytest.raises(VillaError, match="training villa wants 4 workers and the cluster has 2 CPUs"):
+            devices(request(*sets), up)
+
+
+@pytest.mark.parametrize("come", [True, False])
+def test_training_asks_an_autoscaler_for_gpus_and_waits(monkeypatch: pytest.MonkeyPatch, come: bool) -> None:
+    from cluster import train
+
+    asked: list[Any] = []
+    monkeypatch.setattr(train, "LOOK_SECONDS", 0.01)
+    monkeypatch.setattr(train, "request_resources", lambda bundles: asked.append(bundles))
+    monkeypatch.setattr(train.ray, "cluster_resources", lambda: {"GPU": 4.0 if come and asked else 1.0})
+    wanted = request("ray.gpus=true", "ray.start_seconds=0.1")
+    if come:
+        train.await_gpus(wanted)
+    else:
+        with pytest.raises(VillaError, match=r"wants 4 GPUs, and 1 were up after 0 s.*ray\.start_seconds higher"):
+            train.await_gpus(wanted)
+    assert asked == [[{"CPU": 1, "GPU": 1}] * 4, []], "what is asked for is taken back, or its nodes would stay up"
 
 
 class Ready:

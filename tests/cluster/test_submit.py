@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import shlex
 import subprocess
 import sys
@@ -19,8 +20,10 @@ import pytest
 from cluster import auth, complete, preflight, probe, submit
 from cluster.submit import HERE, RefusedJob, Seen, Submission, entrypoint, follow
 from shards.errors import VillaError
+from villa_dist import claims
 from villa_dist.config import Config
 from villa_dist.config_file import as_given, dump
+from villa_dist.revision import SUBMITTED
 from villa_dist.stages import registry
 
 PROBED = {"problems": [], "remarks": [], "nodes": 1, "cpus": 2.0, "gpus": 0.0, "ray": "2", "python": "3.11.1"}
@@ -29,20 +32,82 @@ PROBED = {"problems": [], "remarks": [], "nodes": 1, "cpus": 2.0, "gpus": 0.0, "
 # ---- before anything is sent
 
 
-@pytest.mark.parametrize("key", ["run", "data.test", "digits.mnist_dir"])
-def test_relative_paths_are_refused(key: str) -> None:
-    given = as_given(None, ["run=/shared/run", f"{key}=some/folder"])
+SHARED = ["run=/shared/run", "data={source: shards, train: s3://bucket/train}", "model.image.kind=hf"]
+
+
+def check(folder: Path, *sets: str) -> None:
+    preflight.check_paths(as_given(None, [*SHARED, "model.weights=/shared/clip", *sets]), folder, preflight.EXCLUDED)
+
+
+@pytest.mark.parametrize("key", ["run", "data.test", "digits.mnist_dir", "model.text.vocabulary"])
+def test_relative_paths_are_refused(key: str, tmp_path: Path) -> None:
+    (tmp_path / "some").mkdir()
+    (tmp_path / "some" / "folder").touch()  # it would be sent along, and each node have it elsewhere
     with pytest.raises(VillaError, match=rf"{key}=some/folder is relative.*--set {key}="):
-        preflight.check_paths(given)
+        check(tmp_path, f"{key}=some/folder")
 
 
-def test_shared_paths_and_hub_ids_are_taken() -> None:
-    sets = ["run=/shared/run", "data={source: shards, train: s3://bucket/train}", "model.image.kind=hf"]
-    preflight.check_paths(as_given(None, [*sets, "model.weights=openai/clip-vit-base-patch16"]))
+def test_shared_paths_and_hub_ids_are_taken(tmp_path: Path) -> None:
+    check(tmp_path, "model.weights=openai/clip-vit-base-patch16", "evaluate.baselines=[{weights: openai/clip}]")
     with pytest.raises(VillaError, match=r"model\.weights=\./clip is relative"):
-        preflight.check_paths(as_given(None, [*sets, "model.weights=./clip"]))
+        check(tmp_path, "model.weights=./clip")
     with pytest.raises(VillaError, match="run=s3://bucket/run: training keeps checkpoints"):
-        preflight.check_paths(as_given(None, ["run=s3://bucket/run"]))
+        check(tmp_path, "run=s3://bucket/run")
+
+
+def test_weights_that_are_not_sent_along_are_refused(tmp_path: Path) -> None:
+    """A folder here of the form of a hub id is meant, and what is sent has no weights."""
+    (tmp_path / "models" / "clip").mkdir(parents=True)
+    (tmp_path / "models" / "clip" / "config.json").touch()
+    for sets, key in (
+        ("evaluate.baselines=[{weights: models/clip}]", r"evaluate\.baselines\[0\]\.weights=models/clip"),
+        ("evaluate.baselines=[{weights: ./elsewhere}]", r"evaluate\.baselines\[0\]\.weights=\./elsewhere"),
+        ("model.weights=models/clip", r"model\.weights=models/clip"),
+        ("data.mix=[{train: runs/coco}]", r"data\.mix\[0\]\.train=runs/coco"),
+    ):
+        with pytest.raises(VillaError, match=f"{key} is relative"):
+            check(tmp_path, sets)
+
+
+FILES = {
+    "evaluate.detection.truth": "evaluate.detection={truth: FILE}",
+    "evaluate.detection.templates": "evaluate.detection={templates: FILE}",
+    "evaluate.fine_grained.annotations": "evaluate.fine_grained={annotations: FILE}",
+    "evaluate.fine_grained.annotations.hard": "evaluate.fine_grained={annotations: {hard: FILE}}",
+    "evaluate.classes.labels": "evaluate.classes={prompts: {a: [], b: []}, labels: FILE}",
+    "evaluate.classes.prompts": "evaluate.classes={prompts: FILE, field: label}",
+    "vocabulary.lists[0]": "vocabulary.lists=[FILE]",
+}
+
+
+@pytest.mark.parametrize("key", FILES)
+def test_files_are_taken_where_they_are_sent_along(key: str, tmp_path: Path) -> None:
+    folder = tmp_path / "here"
+    for name in ("lists/a.json", "data/a.json", "runs/a.json", "../a.json"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).touch()
+    (folder / ".gitignore").write_text("data/\n")
+
+    def asked(path: str) -> None:
+        check(folder, FILES[key].replace("FILE", path))
+
+    for sent in ("lists/a.json", "./lists/a.json", "/shared/a.json"):
+        asked(sent)
+    for path, why in (
+        ("lists/b.json", "does not exist"),
+        ("runs/a.json", "is left out"),
+        ("data/a.json", "is left out"),
+        ("../a.json", "is left out .* or outside of it"),
+        ("~/no/such/a.json", "does not exist"),
+    ):
+        with pytest.raises(
+            VillaError, match=rf"{re.escape(key)}={re.escape(path)} {why}.*that is sent along, or an absolute"
+        ):
+            asked(path)
+
+
+def test_names_of_lists_that_are_built_in_are_no_files(tmp_path: Path) -> None:
+    check(tmp_path, "vocabulary.lists=[coco]")
 
 
 def test_what_is_sent_leaves_out_what_ray_leaves_out(tmp_path: Path) -> None:
@@ -113,6 +178,17 @@ def test_the_parts_of_a_job_stop_at_the_first_that_fails(tmp_path: Path) -> None
     assert lines["none"][0] == 0 and len(lines["none"][1]) == 2
     assert lines["none"][1][1] == "-m|cluster.probe|run|configs/a b.yaml|--set|run=/shared/it's|--set|seed=1|"
     assert (lines[submit.LOOK][0], len(lines[submit.LOOK][1])) == (3, 1)
+
+
+def test_the_commit_travels_with_the_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The copy that is sent has no .git; what runs from an image is not of the folder's commit."""
+    sent: list[dict[str, Any]] = []
+    client = SimpleNamespace(submit_job=lambda **job: sent.append(job["runtime_env"]["env_vars"]))
+    monkeypatch.setattr(submit, "commit", lambda folder: "0123456789ab-dirty")
+    for package in (True, False):
+        monkeypatch.setattr(preflight, "look_at", lambda folder, excludes: preflight.Upload(1, 1, (), package))  # noqa: B023
+        submit.submit(client, of("configs/a.yaml"))
+    assert sent[0][SUBMITTED] == "0123456789ab-dirty" and set(sent[1]) == {probe.ASKED}
 
 
 def test_the_look_at_the_heads_python_runs() -> None:
@@ -266,6 +342,21 @@ def test_a_node_with_another_python_villa_or_folder_is_told(tmp_path: Path) -> N
     assert "not the folder that the head sees" in probe.node_trouble(str(tmp_path / "own"), "record", here, __version__)
 
 
+def test_a_cluster_too_small_is_a_problem_unless_it_is_to_grow() -> None:
+    def told(training: int, data: int | None, gpus: Any, up: tuple[float, float]) -> tuple[list[str], list[str]]:
+        problems: list[str] = []
+        remarks: list[str] = []
+        probe.sized({"training": training, "data": data, "gpus": gpus}, *up, problems, remarks)
+        return problems, remarks
+
+    assert told(2, None, "auto", (2, 0)) == told(2, None, "auto", (0, 2)) == told(2, 2, True, (2, 2)) == ([], [])
+    (problem,) = told(4, None, "auto", (2, 3))[0]
+    assert "training wants 4 workers and the cluster has 2 CPUs and 3 GPUs" in problem and "ray.gpus=true" in problem
+    assert told(4, None, False, (2, 8))[0] and not told(4, None, False, (4, 0))[0]
+    problems, (gpus, workers) = told(4, 64, True, (0, 0))
+    assert not problems and "4 GPUs and 0 are up" in gpus and "ray.workers=64 and the cluster has 0 CPUs" in workers
+
+
 def test_the_first_stages_load_no_torch_and_every_stage_is_where_its_name_says() -> None:
     """A node that checks itself loads what the first stage needs: a second and a half less than with torch."""
     first = "import sys, villa_dist.stages.ingest, villa_dist.stages.vocabulary; sys.exit('torch' in sys.modules)"
@@ -281,6 +372,35 @@ def test_the_first_stages_load_no_torch_and_every_stage_is_where_its_name_says()
 def test_nothing_is_complete_of_a_run_that_is_not_there(tmp_path: Path) -> None:
     lacking = complete.missing(Config(run=str(tmp_path / "run")))
     assert lacking[0] == "ingest train" and "train villa" in lacking and "report (report.html)" in lacking
+
+
+@pytest.mark.parametrize("left", ["", "[]", "{", '{"config": 3}', "\x00"])
+def test_a_damaged_record_is_none(tmp_path: Path, left: str) -> None:
+    (tmp_path / probe.RECORDS).mkdir()
+    (tmp_path / probe.RECORDS / "job.json").write_text(left)
+    assert complete.record(str(tmp_path), "job") is None
+
+
+def test_a_record_of_another_version_is_told() -> None:
+    with pytest.raises(VillaError, match=r"none of this version of villa .*train\.steps_of_old.*ask with the version"):
+        complete.as_config("train: {steps_of_old: 3}")
+
+
+def test_files_that_a_submitted_job_has_elsewhere_are_the_same_question(tmp_path: Path) -> None:
+    from shards import manifest
+    from shards.commit import StageFolder
+
+    manifest.write(StageFolder(str(tmp_path / "test"), "base"), [])
+
+    def asked(folder: str, *sets: str) -> str:
+        given = ["data={source: shards, train: /d, test: /d}", f"evaluate.detection={{truth: {folder}/truth.json}}"]
+        return claims.results(as_given(None, [f"run={tmp_path}", *given, *sets]))
+
+    assert asked("/here") == asked("/tmp/ray/session/there")
+    assert asked("/here") != asked("/here", "evaluate.detection.truth=/here/other.json")
+    assert asked("/here") != asked("/here", "evaluate.detection.engine=official")
+    baselines = [f"evaluate.baselines=[{{weights: {place}/clip}}]" for place in ("/a", "/b")]
+    assert asked("/here", baselines[0]) != asked("/here", baselines[1]), "weights are no file that is sent along"
 
 
 def test_a_config_travels_as_text() -> None:

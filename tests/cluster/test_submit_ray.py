@@ -17,6 +17,8 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parents[1] / "integration"))
 from runs import TINY, sets
 
+from villa_dist.revision import commit
+
 ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "cluster" / "local_three_nodes.sh"
 SMALL = [*TINY, "docmnist.budget={train: 600, validation: 100, test: 200}", "evaluate.ground_truth=false"]
@@ -83,9 +85,13 @@ def test_a_job_is_checked_stopped_and_resumed(nodes: dict[str, str], tmp_path: P
     assert ended.returncode == 0, ended.stderr[-3000:]
     assert line(ended)["complete"] is True and line(ended)["status"] == "SUCCEEDED"
     assert "report" in ended.stderr and "villa-probe" not in ended.stderr and "Traceback" not in ended.stderr
+    results = tmp_path / "run" / "results.json"
+    assert json.loads(results.read_text())["code"].get("commit") == commit(ROOT), "of the checkout that was sent"
     (tmp_path / "run" / "report.html").unlink()  # the data decide, not how the job ended
+    results.write_text("[")
     asked = submit(nodes, "--status", line(ended)["submission"])
-    assert asked.returncode == 1 and line(asked)["missing"] == ["report (report.html)"]
+    assert asked.returncode == 1
+    assert line(asked)["missing"] == ["evaluate (results.json)", "report (report.html)"], asked.stderr
 
     token = Path(nodes["RAY_AUTH_TOKEN_PATH"]).read_bytes()
     held = [p for top in (tmp_path, Path(nodes["VILLA_NODES_DIR"])) for p in top.rglob("*") if p.is_file()]

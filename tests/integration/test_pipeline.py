@@ -10,8 +10,10 @@ from pathlib import Path
 import pytest
 from runs import ONE_TOWER, TINY, config_file, contents, markers, result_line, sets, villa
 
-from cluster import cli
+from cluster import cli, complete
+from shards.digest import sha256
 from shards.errors import VillaError
+from villa_dist.config_file import load
 
 
 @pytest.fixture(scope="module")
@@ -49,6 +51,48 @@ def test_what_a_run_leaves_verifies_clean(finished: tuple[Path, dict], split: st
     line = result_line(villa("shards", "verify", str(finished[0] / split)))
     assert line["clean"], line["kinds"]
     assert {"base", "regions", "pairs", "truth"} <= set(line["stages"])
+
+
+def test_a_run_is_whole_when_all_that_is_asked_for_is_measured_and_reported(finished: tuple[Path, dict]) -> None:
+    run, _ = finished
+
+    def lacking(*asked: str) -> list[str]:
+        return complete.missing(load(None, [f"run={run}", *TINY, *asked]))
+
+    kept = {name: (run / name).read_bytes() for name in ("results.json", "report.html")}
+    results = json.loads(kept["results.json"])
+    assert lacking() == []
+    assert lacking("ray={workers: 7, gpus: true, start_seconds: 9, attempts: 2}") == [], "how, not what"
+    # a job that died before it measured what was newly asked for leaves all files of the one before
+    for more in ("evaluate.recall=[3]", "evaluate.bootstrap=7", "evaluate.baselines=[{weights: /published}]"):
+        (told,) = lacking(more)
+        assert "results.json is not of all that this config's `evaluate` asks for; run `villa evaluate`" in told
+    assert lacking("evaluate.splits=[validation, test]")[0] == "ingest validation"
+
+    def shown(page: bytes, results: bytes) -> bytes:
+        return page.replace(sha256(kept["results.json"]).encode(), sha256(results).encode())
+
+    older = json.dumps({k: v for k, v in results.items() if k != "asked"}).encode()
+    others = json.dumps({**results, "weights": {"villa": "0" * 64}}).encode()
+    unshown, report = "report (report.html is damaged, or not of results.json)", kept["report.html"]
+    try:
+        for data, page, told in (
+            (kept["results.json"][:-20], report, "evaluate (results.json)"),
+            (b"[]", report, "evaluate (results.json)"),
+            (b"\xff", report, "evaluate (results.json)"),
+            (older, report, unshown),
+            (older, shown(report, older), "is not of all that this config's `evaluate` asks for"),
+            (others, shown(report, others), "is of other weights than the run holds"),
+            (kept["results.json"], b"", unshown),
+            (kept["results.json"], report[: len(report) // 2], unshown),
+        ):
+            (run / "results.json").write_bytes(data)
+            (run / "report.html").write_bytes(page)
+            (found,) = lacking()
+            assert told in found, (told, found)
+    finally:
+        for name, content in kept.items():
+            (run / name).write_bytes(content)
 
 
 def test_repeating_the_command_does_nothing_again(finished: tuple[Path, dict]) -> None:

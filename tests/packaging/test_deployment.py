@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import re
 import shlex
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -126,11 +127,43 @@ def test_data_workers_bear_spot_nodes_and_training_is_a_gang() -> None:
     for group in specs["data.yaml"]["workerGroupSpecs"]:
         assert any(t.get("value") == "spot" for t in group["template"]["spec"]["tolerations"])
         assert group["minReplicas"] == 0 < group["maxReplicas"]
+    assert specs["data.yaml"]["workerGroupSpecs"][0]["replicas"] > 0, "the head has no CPU for a first worker"
     jobs = dict(of_kind("RayJob"))
     assert jobs["train.yaml"]["metadata"]["labels"]["ray.io/gang-scheduling-enabled"] == "true"
     (gang,) = specs["train.yaml"]["workerGroupSpecs"]
     assert gang["replicas"] == gang["minReplicas"] == gang["maxReplicas"]
     assert f"train.workers={gang['replicas']}" in jobs["train.yaml"]["spec"]["entrypoint"]
+
+
+def test_the_autoscaler_beside_a_head_has_its_token_and_nothing_else_has() -> None:
+    """Ray's autoscaler reads the pod's Kubernetes token, or scales nothing."""
+    from ray.autoscaler._private.kuberay import node_provider
+
+    assert node_provider.IN_CLUSTER_TOKEN_PATH.startswith("/var/run/secrets/kubernetes.io/serviceaccount/")
+    ((_, account),) = of_kind("ServiceAccount")
+    assert account["automountServiceAccountToken"] is False
+    scaled = [spec for _, spec in cluster_specs() if spec.get("enableInTreeAutoscaling")]
+    assert len(scaled) == 2
+    for _, spec in cluster_specs():
+        head, *workers = (pod.get("automountServiceAccountToken", False) for pod in pods(spec))
+        assert head is bool(spec.get("enableInTreeAutoscaling")) and not any(workers)
+
+
+def test_what_an_autoscaler_is_to_start_is_asked_for() -> None:
+    """By the entry point of a job, or by the command in the header of what is submitted to."""
+    from villa_dist.config_file import as_given
+
+    cpus: dict[str, int] = {}
+    for name, spec in cluster_specs():
+        if spec.get("enableInTreeAutoscaling"):
+            boxes = [(g["maxReplicas"], g["template"]["spec"]["containers"][0]) for g in spec["workerGroupSpecs"][:1]]
+            cpus[f"kuberay/{name}"] = sum(n * int(box["resources"]["requests"]["cpu"]) for n, box in boxes)
+    kinds = yaml.safe_load((ROOT / "cluster" / "aws.yaml").read_text())["available_node_types"]
+    cpus["aws.yaml"] = kinds["cpu"]["max_workers"] * kinds["cpu"]["resources"]["CPU"]
+    for name, most in cpus.items():
+        asked = as_given(None, re.findall(r"--set (ray\.\S+)", (ROOT / "cluster" / name).read_text())).ray
+        assert asked.workers == most and asked.start_seconds == 1800, name
+    assert kinds["cpu"]["min_workers"] > 0
 
 
 def test_entry_points_are_commands_of_villa() -> None:
@@ -168,8 +201,6 @@ def test_the_launchers_file_is_valid_and_starts_ray_with_a_token() -> None:
     validate_config({**prepare_config(json.loads(json.dumps(given))), "cluster_synced_files": []})
     with pytest.raises(Exception, match="max_worker"):
         validate_config({**given, "max_worker": 3})
-    rules = given["provider"]["security_group"]["IpPermissions"]
-    assert [r["FromPort"] for r in rules] == [22] and "0.0.0.0/0" not in str(rules)
     for start in (given["head_start_ray_commands"][-1], given["worker_start_ray_commands"][-1]):
         assert "RAY_AUTH_MODE=token" in start and "RAY_AUTH_TOKEN_PATH=/home/ubuntu/villa-token" in start
         assert all(f"{name}={value}" in start for name, value in KEEPALIVE.items())
@@ -177,6 +208,58 @@ def test_the_launchers_file_is_valid_and_starts_ray_with_a_token() -> None:
     kinds = given["available_node_types"]
     assert "InstanceMarketOptions" not in kinds["head"]["node_config"]
     assert all(k["node_config"]["MetadataOptions"] == {"HttpTokens": "required"} for k in kinds.values())
+
+
+def test_the_launcher_makes_no_security_group(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that it makes has port 22 open to everybody, beside what the file says."""
+    from ray.autoscaler._private.aws import config as launcher
+
+    made: list[str] = []
+
+    def upsert(config: dict[str, Any], kinds: list[str]) -> Any:
+        made.extend(kinds)
+        raise LookupError
+
+    monkeypatch.setattr(launcher, "_upsert_security_groups", upsert)
+    assert "0.0.0.0/0" in str(launcher._create_default_inbound_rules({"sg-1"}))
+    text = (ROOT / "cluster" / "aws.yaml").read_text()
+    launcher._configure_security_group(yaml.safe_load(text))
+    assert not made and "security_group:" not in text
+    one_without = yaml.safe_load(text.replace("      SecurityGroupIds: [GROUP]\n", ""))
+    with pytest.raises(LookupError):
+        launcher._configure_security_group(one_without)
+    assert set(made) == {"head", "cpu", "gpu"}
+    rules = [line.split("--protocol ")[1] for line in text.splitlines() if "authorize-security-group-ingress" in line]
+    assert rules == ["all --source-group $GROUP", "tcp --port 22 --cidr 203.0.113.0/24"]
+
+
+STAND_INS = {
+    "sudo": 'exec "$@"',
+    "mountpoint": "test -e ~/mounted",
+    "mount": "touch ~/mounted; echo mount >>~/log",
+    "python3.11": 'mkdir -p ~/villa/bin; cp "$(dirname "$0")/pip" ~/villa/bin/; echo venv >>~/log',
+    "pip": 'echo pip "$@" >>~/log',
+    **dict.fromkeys(("apt-get", "add-apt-repository", "mkdir", "chown"), ""),
+}
+
+
+def test_the_launchers_commands_can_be_repeated_and_install_a_changed_lock(tmp_path: Path) -> None:
+    given = yaml.safe_load((ROOT / "cluster" / "aws.yaml").read_text())
+    tools = tmp_path / "tools"
+    tools.mkdir()
+    (tmp_path / "villa-token").touch()
+    for name, body in STAND_INS.items():
+        head = "export PATH=/usr/bin:/bin\n" if name == "python3.11" else ""
+        (tools / name).write_text(f"#!/bin/sh\n{head}{body}\n")
+        (tools / name).chmod(0o755)
+    env = {"HOME": str(tmp_path), "PATH": f"{tools}:/usr/bin:/bin"}
+    for _ in range(2):  # of nodes that are kept between two `ray up`
+        for command in (*given["initialization_commands"], *given["setup_commands"]):
+            here = command.replace("/home/ubuntu", str(tmp_path))
+            done = subprocess.run(["bash", "-c", here], env=env, capture_output=True, text=True)
+            assert done.returncode == 0, (command, done.stderr)
+    install = f"pip install -q -c {tmp_path}/villa_dist/constraints/cpu.txt {tmp_path}/villa_dist"
+    assert (tmp_path / "log").read_text().splitlines() == ["mount", "venv", install, install]
 
 
 # ---- what is scraped and drawn

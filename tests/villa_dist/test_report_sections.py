@@ -24,6 +24,7 @@ from villa_dist.report import attributes, card, confusion, drift, explorer, plot
 from villa_dist.report.build import build
 from villa_dist.report.markers import Markers
 from villa_dist.report.scan import Scan, scan, see, spread
+from villa_dist.revision import SUBMITTED, commit, revision
 from villa_dist.types import RegionAttributePairs
 
 PHRASES, GROUPS = ("red", "blue", "cat"), ("colour", "colour", "all")
@@ -241,19 +242,32 @@ def test_frequencies_are_told_by_powers_of_ten() -> None:
 
 
 def test_the_commit_of_a_checkout_is_told(tmp_path: Path) -> None:
-    assert provenance.commit(tmp_path) is None
+    assert commit(tmp_path) is None
     if shutil.which("git") is None:
         pytest.skip("no git")
     who = ["-c", "user.name=a", "-c", "user.email=a@b"]
     for line in (["init", "-q"], [*who, "commit", "-q", "--allow-empty", "-m", "x"]):
         subprocess.run(["git", "-C", str(tmp_path), *line], check=True)
-    clean = provenance.commit(tmp_path)
+    clean = commit(tmp_path)
     assert clean is not None and len(clean) == 12 and int(clean, 16) >= 0
     (tmp_path / "f").write_text("x")
     subprocess.run(["git", "-C", str(tmp_path), "add", "f"], check=True)
-    assert provenance.commit(tmp_path) == f"{clean}-dirty"
+    assert commit(tmp_path) == f"{clean}-dirty"
     (tmp_path / ".git" / "HEAD").write_text("broken")
-    assert provenance.commit(tmp_path) is None
+    assert commit(tmp_path) is None
+
+
+def test_a_submitted_jobs_commit_is_that_of_its_checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its copy of the code has no .git; what has one says so itself."""
+    monkeypatch.setenv(SUBMITTED, "0123456789ab-dirty")
+    assert revision(tmp_path) == "0123456789ab-dirty"
+    here = commit(Path(__file__).parents[2])
+    assert here is None or provenance.code()["commit"] == here
+    monkeypatch.setattr("villa_dist.__file__", str(tmp_path / "villa_dist" / "__init__.py"))
+    assert provenance.code()["commit"] == "0123456789ab-dirty"
+    for odd in ("", "<script>", "0123456789ab\nx"):
+        monkeypatch.setenv(SUBMITTED, odd)
+        assert revision(tmp_path) is None and "commit" not in provenance.code()
 
 
 def test_provenance_tells_code_config_and_data(page: Page, measured_runs: tuple[Config, Config]) -> None:

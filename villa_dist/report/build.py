@@ -33,6 +33,7 @@ from villa_dist.evaluate import assemble, items
 from villa_dist.names import JOBS, METRICS, VLMS
 from villa_dist.report import attributes, card, confusion, drift, gallery, plots, provenance, tables, text
 from villa_dist.report.baseline import RESULTS, read_results
+from villa_dist.report.bound import bound_to
 from villa_dist.report.detection import detection_tables, sentence
 from villa_dist.report.evaluation import evaluation_tables, sentences
 from villa_dist.report.explorer import explore
@@ -59,6 +60,7 @@ def build(config: Config) -> str:
 def render(config: Config) -> str:
     """The report's HTML. The same run gives the same bytes."""
     store = Store(config.run)
+    bound = bound_to(store.find(RESULTS))
     results = read_results(store)
     measured_with = results.get("weights") or {}
     now = models.digests(config.run)
@@ -86,6 +88,7 @@ def render(config: Config) -> str:
             title=PurePosixPath(store.path()).name or store.path(),
             run=store.path(),
             version=__version__,
+            bound=bound,
             summary=[
                 *sentence(detection),
                 *summary(measured, images, refused)[not measured and bool(detection or evaluation) :],

@@ -136,6 +136,7 @@ def render(runs: Sequence[Run]) -> str:
         .render(
             title=" / ".join(r.label for r in runs),
             version=__version__,
+            bound="",
             script_hash="",
             runs=runs,
             summary=summary(runs, rows),

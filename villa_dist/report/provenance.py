@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import platform
-import subprocess
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -19,27 +18,16 @@ from villa_dist.attributes import vocabulary
 from villa_dist.config import Config
 from villa_dist.names import TITLES
 from villa_dist.report.card import Card
+from villa_dist.revision import revision
 
 STAGES = ("base", "regions", "pairs")
 
 
 def code() -> dict[str, str]:
-    """The version of this package, the commit of its checkout where it is in one, and what it runs on."""
+    """The version of this package, the commit it is of where that is known, and what it runs on."""
     told = {"villa-dist": villa_dist.__version__, "python": platform.python_version(), "torch": torch.__version__}
-    found = commit(Path(villa_dist.__file__).parents[1])
+    found = revision(Path(villa_dist.__file__).parents[1])
     return {**told, "commit": found} if found else told
-
-
-def commit(folder: Path) -> str | None:
-    """The commit of a git checkout, with "-dirty" where files differ from it; None where `folder` is not one's root."""
-    if not (folder / ".git").exists():
-        return None
-    command = ["git", "-C", str(folder), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=20, check=False)
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return done.stdout.strip() or None if done.returncode == 0 else None
 
 
 def provenance(config: Config, results: Mapping[str, Any], card: Card) -> list[tuple[str, str]]:
