@@ -10,7 +10,7 @@ from pydantic import Field, field_validator, model_validator
 
 from villa_dist.config_base import Count, Positive, Section
 
-OWN_ROWS = ("one_to_one", "mapping", "villa", "ground_truth")
+OWN_ROWS = ("one_to_one", "mapping", "villa", "ground_truth", "chance")
 
 
 class ClassesConfig(Section):
@@ -140,7 +140,7 @@ class EvaluateConfig(Section):
     splits: Annotated[list[Literal["validation", "test"]], Field(min_length=1)] = ["test"]
     ground_truth: bool = True  # also train on the true pairs, where they are known
     recall: list[Positive] = [1, 5, 10]  # of whole images and whole texts, at these ranks; none: it is left out
-    recall_images: Positive = 50_000  # of a split, drawn where it has more: recall compares every image with every text
+    recall_images: Positive = 50_000  # of a split, drawn where it has more: recall and classes compare all with all
     detection: DetectionConfig | None = None
     fine_grained: FineGrainedConfig | None = None
     classes: ClassTextsConfig | None = None
@@ -161,6 +161,14 @@ class EvaluateConfig(Section):
             found["classes.labels"] = self.classes.labels
             found["classes.prompts"] = self.classes.prompts if isinstance(self.classes.prompts, str) else None
         return {key: path for key, path in found.items() if path is not None}
+
+    @field_validator("splits")
+    @classmethod
+    def _no_split_twice(cls, splits: list[str]) -> list[str]:
+        twice = next((s for i, s in enumerate(splits) if s in splits[:i]), None)
+        if twice is not None:
+            raise ValueError(f"{twice} is given twice, and would be measured twice; leave one")
+        return splits
 
     @model_validator(mode="after")
     def _rows_have_names(self) -> EvaluateConfig:

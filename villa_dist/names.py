@@ -7,6 +7,7 @@ TITLES = {
     "ground_truth": "Ground-truth pairs",
 }
 JOBS = tuple(TITLES)
+CHANCE = "chance"  # the row of random scores, in results and tables
 VLMS = tuple(job for job in JOBS if job != "mapping")  # the jobs that are evaluated, baseline first
 
 WEIGHTS = "model.safetensors"

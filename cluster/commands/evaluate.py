@@ -8,7 +8,6 @@ from typing import Annotated, Any
 import typer
 
 from cluster.result import emit
-from shards.errors import VillaError
 from villa_dist.config import Config
 from villa_dist.config_file import load
 from villa_dist.observe import LOG
@@ -24,9 +23,7 @@ def evaluate(run_stage: Stage, config: Config, force: bool, compare: str | None,
     from villa_dist.report import baseline
 
     then = baseline.read(compare) if compare is not None else None
-    store, name = baseline.in_folder(write_baseline) if write_baseline is not None else (None, "")
-    if store and (not name or (store.exists(name) and not store.is_file(name))):
-        raise VillaError(f"--write-baseline {write_baseline!r} is a folder; give a file, such as baseline.json")
+    store, name = baseline.writable(write_baseline, "--write-baseline") if write_baseline is not None else (None, "")
     result = run_stage(config, ("evaluate",), force, "evaluate")
     now = baseline.of_run(config.run) if then or store else None
     if then and now:

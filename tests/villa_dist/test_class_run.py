@@ -25,8 +25,10 @@ from detection_run import (
 )
 
 from shards.errors import VillaError
+from villa_dist.evaluate.class_run import chance, figures
 from villa_dist.evaluate.errors import EvaluationError
 from villa_dist.evaluate.image_names import ImageNames
+from villa_dist.evaluate.whole import Whole, drawn
 from villa_dist.report.build import render
 
 
@@ -72,6 +74,34 @@ def test_classes_by_hand_from_a_field_and_from_a_table(folder: Path) -> None:
     assert again["models"] == found["models"] and again["classes"] == found["classes"]
 
 
+def test_of_many_images_some_are_drawn(folder: Path) -> None:
+    classes = {"prompts": PROMPTS, "field": "first", "precision_at": [2, 100]}
+    found = evaluated(evaluating(folder, classes=classes, recall_images=7))["classes"]["test"]
+    numbers = np.array([n for n in TEST if squares(n)[2]])
+    few = numbers[drawn(len(numbers), 7)]
+    label = [COLOURS.index(squares(n)[2][0]) for n in few]
+    assert found["images"] == 7 and list(found["classes"].values()) == np.bincount(label, minlength=3).tolist()
+    assert any(f"of {len(numbers)} images with a class 7 were drawn, the same" in w for w in found["warnings"])
+    assert "precision beyond 7 images is left out" in found["warnings"]
+    score = cosines([whole_of(n, 1.0) for n in few], [words_of(c) for c in COLOURS])
+    top1 = np.mean([(s[y] == s.max()) / (s == s.max()).sum() for s, y in zip(score, label, strict=True)])
+    assert found["models"]["villa"]["top1"] == pytest.approx(100 * top1, abs=1e-3)
+
+
+def test_chance_is_what_random_scores_reach() -> None:
+    r, counts = np.random.default_rng(0), np.array([30, 0, 10, 20])
+    label = np.repeat(np.arange(4), counts)
+    told = []
+    for _ in range(400):
+        random = r.normal(size=(64, 3))
+        random /= np.linalg.norm(random, axis=1, keepdims=True)
+        made = figures(Whole(random[:60], random[:60], r.permutation(60)), random[60:], label, [5])
+        told.append([made["balanced"], made["class_to_image@5"]])
+    by_chance = chance(counts, [5])
+    assert by_chance == {"top1": 25.0, "balanced": 25.0, "class_to_image@5": 33.3333, "image_to_text@5": 33.3333}
+    assert 100 * np.mean(told, 0) == pytest.approx([25.0, 33.3333], abs=2.0)
+
+
 def test_images_and_rows_without_the_other_are_counted(folder: Path) -> None:
     numbers = [n for n in TEST if squares(n)[2]]
     place = labels_file(folder, [*numbers[3:], 900])
@@ -94,6 +124,12 @@ def test_images_and_rows_without_the_other_are_counted(folder: Path) -> None:
     [
         ({"prompts": "nowhere.yaml"}, "nowhere.yaml cannot be read"),
         ({"prompts": "bad.yaml"}, "bad.yaml is no JSON or YAML"),
+        ({"prompts": "date.yaml"}, "date.yaml is no JSON or YAML"),
+        ({"prompts": "half.yaml"}, "prompts of 'red' are ['\\ud800']"),
+        (
+            {"labels": "short.csv", "field": None, "key": "Path"},
+            "short.csv:3: 3 cells where the first line has 4 columns",
+        ),
         ({"prompts": "list.yaml"}, "list.yaml: prompts must be a mapping of two or more classes"),
         ({"prompts": {"red": [""], "green": []}}, "prompts of 'red' are"),
         ({"prompts": "bool.yaml"}, "a class is called False; YAML reads some words so"),
@@ -112,6 +148,9 @@ def test_images_and_rows_without_the_other_are_counted(folder: Path) -> None:
 def test_mistakes_in_classes_are_named(folder: Path, change: dict[str, Any], said: str) -> None:
     labels_file(folder, [n for n in TEST if squares(n)[2]])
     (folder / "bad.yaml").write_text("{")
+    (folder / "date.yaml").write_text("{red: [a], green: 2001-99-99}")
+    (folder / "half.yaml").write_text(json.dumps({"red": ["\ud800"], "green": []}))
+    (folder / "short.csv").write_text("red,green,blue,Path\n1,0,0,x.png\n0,1,0\n")
     (folder / "list.yaml").write_text("[red]")
     (folder / "bool.yaml").write_text("{no: [], yes: []}")
     (folder / "others.csv").write_text("Path,red,green,blue\nx.png,1,0,0\n")

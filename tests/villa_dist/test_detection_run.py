@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from detection_run import IDS, IMAGES, QUALITY, SHARDS, Backwards, Cut, Seer, config_of, squares
+from report_run import Page
 
 from shards.decode import DecodeError
 from shards.errors import StaleStageError, VillaError
@@ -67,6 +68,9 @@ def test_the_report_shows_the_table(folder: Path) -> None:
     gain = next(d["difference"] for d in found["differences"] if d["group"] == "all" and d["metric"] == "AP50")
     assert f"+{gain:.1f} (" in page
     assert any(line.startswith("ViLLA ") and "100.0" in line for line in lines(found))
+    assert found["chance"] == {"top1": 33.3333, "top5": 100.0}  # of three classes
+    assert any(line.split() == ["Chance", *"----", "33.3", "100.0"] for line in lines(found))
+    assert Page(page).row("Chance")[-3:] == ["33.3", "100.0", "–"] and "for Chance" not in page
 
 
 def by_hand(quality: float, mode: str, truth: Any, protocol: Protocol = COCO) -> Detections:

@@ -9,9 +9,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from villa_dist.evaluate.detection_files import read_category_ids, read_detections, read_truth, to_rows
 from villa_dist.evaluate.errors import EvaluationError
+from villa_dist.evaluate.phrases import read_phrases
+from villa_dist.evaluate.zero_shot import read_templates
 
 TRUTH: dict[str, Any] = {
     "images": [{"id": 9}, {"id": 4}],
@@ -73,11 +77,104 @@ def put(path: str, value: Any) -> dict[str, Any]:
         ("annotations/1/bbox", [1, 2, float("nan"), 4], "annotation 1 has box"),
         ("annotations/0/area", float("inf"), "annotation 0 has box"),
         ("annotations/0/area", "big", "it must be a number"),
+        ("images", 5, "images is 5; it must be a list"),
+        ("images", [[]], r"row 0 of images is \[\]; it must be an object"),
+        ("annotations", {}, "annotations is {}; it must be a list"),
+        ("annotations/1/bbox", [1, 2, 10**400, 4], "row 1 has box"),
+        ("annotations/0/area", 10**400, "it must be a number"),
+        ("annotations/0/iscrowd", "0", "annotation 0 has iscrowd '0'; it must be 0 or 1"),
+        ("categories/0/name", ["dog"], r"category 7 is called \['dog'\]"),
+        ("categories/0/name", "\ud800", "its name must be a text"),
     ],
 )
 def test_damaged_truth_is_named(path: str, value: Any, says: str) -> None:
     with pytest.raises(EvaluationError, match=says):
         read_truth(put(path, value))
+
+
+@pytest.mark.parametrize("name", ["images", "annotations", "categories"])
+def test_a_truth_of_null_is_named(name: str) -> None:
+    with pytest.raises(EvaluationError, match=f"{name} is None; it must be a list"):
+        read_truth(TRUTH | {name: None})
+
+
+ODD = st.recursive(
+    st.one_of(
+        st.none(),
+        st.booleans(),
+        st.integers(),
+        st.sampled_from([10**400, -(10**400), 2**63, float("nan"), float("inf"), 1e308]),
+        st.text(max_size=3),
+        st.sampled_from(["\ud800", "", "x" * 500, "{}{}"]),
+    ),
+    lambda inner: st.one_of(
+        st.lists(inner, max_size=4), st.dictionaries(st.sampled_from(["id", "name", "bbox"]), inner, max_size=2)
+    ),
+    max_leaves=6,
+)
+LVIS: dict[str, Any] = copy.deepcopy(TRUTH)
+for _image in LVIS["images"]:
+    _image |= {"neg_category_ids": [2], "not_exhaustive_category_ids": [7]}
+for _category in LVIS["categories"]:
+    _category["frequency"] = "r"
+LINE = {"img_path": "a.jpg", "bbox": [1, 2, 3, 4], "pos_expression": ["a"], "neg_expression": ["b"], "width": 9}
+FGOVD: dict[str, Any] = {
+    "images": [{"id": 1, "file_name": "a.jpg", "width": 9, "height": 9}],
+    "categories": [{"id": 1, "name": "red"}, {"id": 2, "name": "blue"}],
+    "annotations": [{"image_id": 1, "bbox": [1, 2, 3, 4], "category_id": 1, "neg_category_ids": [2]}],
+}
+
+
+def places(value: Any, at: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
+    inside = (
+        list(value.items()) if isinstance(value, dict) else list(enumerate(value)) if isinstance(value, list) else []
+    )
+    return [at, *(place for key, part in inside for place in places(part, (*at, key)))]
+
+
+def with_odd(value: Any, place: tuple[Any, ...], odd: Any) -> Any:
+    if not place:
+        return odd
+    changed = copy.copy(value)
+    changed[place[0]] = with_odd(value[place[0]], place[1:], odd)
+    return changed
+
+
+@pytest.mark.parametrize("read", [read_truth, read_detections, read_category_ids, read_templates, read_phrases])
+@settings(max_examples=150)
+@given(data=st.data())
+def test_odd_values_at_any_place_are_read_or_named(
+    tmp_path_factory: pytest.TempPathFactory, read: Any, data: st.DataObject
+) -> None:
+    kinds: dict[Any, list[Any]] = {
+        read_truth: [TRUTH, LVIS],
+        read_detections: [[ROW, ROW]],
+        read_category_ids: [TRUTH["categories"]],
+        read_templates: [["a photo of a {}", "{}"]],
+        read_phrases: [LINE, FGOVD],
+    }
+    right = data.draw(st.sampled_from(kinds[read]))
+    given_ = with_odd(right, data.draw(st.sampled_from(places(right))), data.draw(ODD))
+    file = tmp_path_factory.getbasetemp() / "odd.json"
+    file.write_text(json.dumps(given_))
+    for source in (file, given_) if read in (read_truth, read_detections) and not isinstance(given_, str) else (file,):
+        try:
+            read(source)
+        except EvaluationError as error:
+            str(error).encode()  # it can be printed
+
+
+@pytest.mark.parametrize("read", [read_truth, read_detections, read_category_ids, read_templates, read_phrases])
+def test_deep_json_is_named(tmp_path: Path, read: Any) -> None:
+    file = tmp_path / "deep.json"
+    file.write_text("[" * 200_000)
+    with pytest.raises(EvaluationError, match=r"deep\.json"):
+        read(file)
+
+
+def test_numbers_too_large_to_write_are_named() -> None:
+    with pytest.raises(EvaluationError, match="too large to show"):
+        read_detections([ROW | {"score": 10**5000}])
 
 
 def test_damaged_lvis_truth_is_named() -> None:

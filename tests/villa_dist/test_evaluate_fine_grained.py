@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import time
 from pathlib import Path
 
 import numpy as np
@@ -11,8 +12,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from villa_dist.evaluate import fine_grained
 from villa_dist.evaluate.errors import EvaluationError
-from villa_dist.evaluate.fine_grained import macro, phrase_ranks, phrase_scores, precision_at, read_labels
+from villa_dist.evaluate.fine_grained import (
+    PhraseRanks,
+    macro,
+    phrase_ranks,
+    phrase_scores,
+    precision_at,
+    read_labels,
+)
+from villa_dist.evaluate.image_names import ImageNames
 from villa_dist.evaluate.phrases import read_phrases
 
 
@@ -127,7 +137,67 @@ def test_labels_from_a_table(tmp_path: Path) -> None:
         ("Path,Edema,Atelectasis\na,-1,1\n", "must be 0, 1 or empty"),
         ("Path,Edema,Atelectasis\na,0,1\na,1,0\n", "'a' occurs more than once"),
         ("", "no column 'Path'"),
+        ("Edema,Atelectasis,Path\n0,1,a\n1,0\n", "csv:3: 2 cells where the first line has 3 columns"),
+        ("Path,Edema,Atelectasis\na,b.jpg,0,1\n", "csv:2: 4 cells where the first line has 3 columns"),
+        ("Path,Edema,Atelectasis\n ,0,1\n", "csv:2: Path is empty"),
+        ("Path,Edema,Edema,Atelectasis\na,0,1,1\n", "2 columns are called 'Edema'"),
     ):
         path.write_text(text)
         with pytest.raises(EvaluationError, match=says):
             read_labels(path, key="Path", classes=("Atelectasis", "Edema"))
+
+
+def test_targets_are_converted_piece_by_piece(monkeypatch: pytest.MonkeyPatch) -> None:
+    r = np.random.default_rng(0)
+    query, target = (
+        x / np.linalg.norm(x, axis=1, keepdims=True) for x in (r.normal(size=(9, 4)), r.normal(size=(50, 4)))
+    )
+    a, b = r.integers(0, 3, 9), r.integers(0, 3, 50)
+    whole, sizes, plain = precision_at(query, target, a, b, ks=(1, 7)), [], fine_grained.similarity
+
+    def watched(one: np.ndarray, other: np.ndarray) -> np.ndarray:
+        sizes.append(len(other))
+        return plain(one, other)
+
+    monkeypatch.setattr(fine_grained, "similarity", watched)
+    monkeypatch.setattr(fine_grained, "TARGETS", 8)
+    assert np.array_equal(precision_at(query, target, a, b, ks=(1, 7)), whole) and max(sizes) == 8 and sum(sizes) == 50
+
+
+FOLDERS = st.lists(st.sampled_from("abc"), min_size=1, max_size=4).map("/".join)
+
+
+@given(paths=st.lists(FOLDERS, max_size=6), key=FOLDERS)
+def test_a_path_is_found_as_by_looking_at_all(paths: list[str], key: str) -> None:
+    parts = [(n, path.split("/"), key.split("/")) for n, path in enumerate(paths)]
+    right = [n for n, a, b in parts if a[-len(b) :] == b[-len(a) :]]
+    if len(right) > 1:
+        with pytest.raises(EvaluationError, match="could be"):
+            ImageNames(paths).find(key)
+    else:
+        assert ImageNames(paths).find(key) == (right[0] if right else None)
+
+
+def test_many_images_of_one_file_name_are_found_soon() -> None:
+    """A look at all of them for each would be 400 million comparisons."""
+    began = time.process_time()
+    paths = [f"patient{n:05d}/study1/view1_frontal.jpg" for n in range(20_000)]
+    names = ImageNames(paths)
+    assert [names.find(f"train/{p[:-4]}") for p in paths] == list(range(20_000))
+    assert time.process_time() - began < 10
+
+
+def test_many_labels_that_occur_twice_are_named_soon(tmp_path: Path) -> None:
+    rows = "".join(f"{n},0,1\n" for n in range(50_000))
+    (tmp_path / "l.csv").write_text(f"key,a,b\n{rows}99,1,0\n")
+    began = time.process_time()
+    with pytest.raises(EvaluationError, match="key '99' occurs more than once"):
+        read_labels(tmp_path / "l.csv", key="key", classes=("a", "b"))
+    assert time.process_time() - began < 10
+
+
+def test_chance_among_phrases_is_what_equal_scores_get() -> None:
+    by_chance = PhraseRanks.by_chance(np.array([2, 11, 5]))
+    for n, phrases in enumerate((2, 11, 5)):
+        equal = phrase_ranks(np.zeros((1, phrases)))
+        assert (by_chance.rank[n], by_chance.top1[n]) == (equal.rank[0], equal.top1[0])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import tracemalloc
 from collections.abc import Iterator
 
@@ -14,7 +15,7 @@ from hypothesis import strategies as st
 from torchmetrics.retrieval import RetrievalRecall, RetrievalRPrecision
 
 from villa_dist.evaluate.errors import EvaluationError
-from villa_dist.evaluate.recall import image_text_recall, recall_at
+from villa_dist.evaluate.recall import image_text_recall, recall_at, recall_by_chance
 from villa_dist.evaluate.retrieval import Retrieval, r_precision, similarity
 from villa_dist.evaluate.streaming import streamed_r_precision
 
@@ -50,6 +51,18 @@ def test_recall_is_the_chance_over_the_orders_of_equal_scores(seed: int, targets
             assert found[q] == pytest.approx(brute_chance(score[q], right[q], k))
         else:
             assert np.isnan(found[q])
+
+
+@given(right=st.lists(st.integers(1, 5), min_size=1, max_size=4), more=st.integers(0, 4), k=st.integers(1, 12))
+def test_chance_is_what_equal_scores_get(right: list[int], more: int, k: int) -> None:
+    """By the metric itself, and by counting the ways to miss."""
+    targets = max(right) + more
+    pairs = np.array([(q, t) for q, n in enumerate(right) for t in range(n)]).T
+    equal = recall_at(np.ones((len(right), 1)), np.ones((targets, 1)), *pairs, ks=(k,)).by_query[:, 0]
+    found = recall_by_chance(np.array(right), targets, k)
+    assert found == pytest.approx(equal)
+    cut = min(k, targets)
+    assert found == pytest.approx([1 - math.comb(targets - n, cut) / math.comb(targets, cut) for n in right])
 
 
 @given(seed=st.integers(0, 10**6), chunk=st.integers(1, 40))

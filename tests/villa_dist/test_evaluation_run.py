@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 from detection_run import (
+    IMAGES,
     PROMPTS,
     QUALITY,
     SHARDS,
@@ -27,13 +28,13 @@ from detection_run import (
     whole_of,
     words_of,
 )
+from report_run import Page
 
 from shards.errors import VillaError
 from villa_dist.config import Config
 from villa_dist.evaluate.figures import Mean, lines, tables, together
 from villa_dist.evaluate.models_measured import encode_whole
-from villa_dist.evaluate.recall_run import drawn
-from villa_dist.evaluate.whole import read_whole
+from villa_dist.evaluate.whole import drawn, read_whole
 from villa_dist.report.build import render
 
 
@@ -74,6 +75,15 @@ def test_recall_equals_a_plain_loop(folder: Path) -> None:
     page = render(config)
     assert "Recall of whole images and whole texts, test split" in page and "image→text R@10" in page
     assert "were not measured" not in page and "whole, ViLLA" in page
+    for k in (1, 5, 10):
+        i2t = np.mean([chance(np.zeros(len(texts)), r, k) for r in own])
+        t2i = np.mean([chance(np.zeros(len(TEST)), r, k) for r in own.T])
+        assert found["chance"][f"i2t@{k}"] == pytest.approx(100 * i2t, abs=1e-3)
+        assert found["chance"][f"t2i@{k}"] == pytest.approx(100 * t2i, abs=1e-3)
+    row = Page(page).row("Chance")
+    assert row[1] == f"{found['chance']['i2t@1']:.1f}" and row[-1] == "–"
+    assert f"{found['chance']['i2t@1']:.1f}% by chance" in page
+    assert lines(tables(result)[0])[4].split()[:2] == ["Chance", f"{found['chance']['i2t@1']:.2f}"]
     main = next(d for d in found["differences"] if d["metric"] == "i2t@1")
     gap = found["models"]["villa"]["i2t@1"] - found["models"]["one_to_one"]["i2t@1"]
     assert main["difference"] == pytest.approx(gap, abs=1e-3) and main["interval"][0] <= gap <= main["interval"][1]
@@ -87,14 +97,25 @@ def test_of_many_images_some_are_drawn_alike_for_all_models(folder: Path) -> Non
     assert "5 were drawn, the same for all models" in found["warnings"][0] and found["warnings"][0][3:] in render(
         config
     )
-    every = read_whole(config, "test", "villa")
-    some, other = drawn(every, 5), drawn(read_whole(config, "test", "one_to_one"), 5)
-    assert some.keys == other.keys and len(set(some.keys)) == 5
-    for n, key in enumerate(some.keys):
-        at = every.keys.index(key)
+    every = read_whole(config, "test", "villa", np.arange(len(TEST)))
+    chosen = drawn(len(TEST), 5)
+    assert len(set(chosen.tolist())) == 5 and drawn(4, 5).tolist() == [0, 1, 2, 3]
+    some = read_whole(config, "test", "villa", chosen)
+    assert len(some.text) == len(set(some.text_of.tolist())) == found["texts"]
+    for n, at in enumerate(chosen):
         assert np.array_equal(some.image[n], every.image[at])
         assert np.array_equal(some.text[some.text_of[n]], every.text[every.text_of[at]])
-    assert drawn(every, len(every.keys)) is every
+
+
+def test_shards_without_a_drawn_image_are_not_read(folder: Path) -> None:
+    config = evaluating(folder, recall=[1])
+    evaluated(config)
+    last = sorted((folder / "run/test/whole-villa").glob("*.parquet"))[-2]  # the last is the manifest
+    last.write_bytes(b"damaged")
+    few = np.array([0, 3, IMAGES - 1])
+    assert read_whole(config, "test", "villa", few).image.shape == (3, 3)
+    with pytest.raises(VillaError, match=last.stem):
+        read_whole(config, "test", "villa", np.array([0, len(TEST) - 1]))
 
 
 def test_nothing_is_asked(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -182,6 +203,8 @@ def test_configs_that_cannot_be_are_refused() -> None:
         ({"classes": {"prompts": {"red": [], "green": [5]}, "field": "a"}}, "two or more classes with their prompts"),
         ({"fine_grained": {"annotations": "a.json"}}, "data.source=docmnist has none"),
         ({"recall": [0]}, "greater than or equal to 1"),
+        ({"splits": ["test", "validation", "test"]}, "test is given twice"),
+        ({"baselines": [{"weights": "w", "name": "chance"}]}, "two rows are called 'chance'"),
     ]
     for section, said in bad:
         with pytest.raises(ValueError, match=said):

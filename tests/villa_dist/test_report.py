@@ -19,6 +19,7 @@ from shards.errors import ShardError
 from shards.reader import BaseShard
 from villa_dist.config import Config
 from villa_dist.config_file import load
+from villa_dist.evaluate.items import Items
 from villa_dist.report import gallery, plots, tables, text
 from villa_dist.report.build import build
 from villa_dist.report.summary import summary
@@ -190,7 +191,8 @@ def results(**metrics: Any) -> list[tables.SplitResults]:
                            "pairs: 50% in A→R."),
         (40.0, 30.0, 60.0, "10.0 points below the one-to-one VLM in A→R. It falls behind, away from training on true "
                            "pairs, in A→R (−50% of the gap)."),
-        (40.0, 70.0, 60.0, "It goes beyond training on true pairs in A→R (150% of the gap)."),
+        (40.0, 70.0, 60.0, "It reaches training on true pairs in A→R (150% of the gap; no interval of its lead over it is "
+                           "known)."),
         (40.0, 50.0, 40.2, "In A→R there is no gap to close: training on true pairs brings +0.2 points compared with "
                            "the one-to-one VLM."),
         (40.0, 40.01, None, "ViLLA reaches 40.0% in attribute→region retrieval (A→R): level with the one-to-one VLM "
@@ -207,6 +209,36 @@ def test_the_summary_says_what_the_figures_say(
     given = {"one_to_one": one, "villa": villa, "ground_truth": best}
     measured = results(**{job: {"a2r": value} for job, value in given.items() if value is not None})
     assert said in " ".join(summary(measured, {}, EMPTY))
+
+
+@pytest.mark.parametrize(
+    ("steps", "share", "said"),
+    [
+        ({"villa": (12, 1), "ground_truth": (10, 1)}, "120.0%",
+         "It goes beyond training on true pairs in A→R (120% of the gap)."),
+        ({"villa": (12, 4), "ground_truth": (10, 1)}, "120.0%",
+         "It reaches training on true pairs in A→R (120% of the gap; its lead over it may be chance)."),
+        ({"villa": (5, 1), "ground_truth": (10, 1)}, "50.0%",
+         "It closes part of the gap to training on true pairs: 50% in A→R."),
+        ({"villa": (12, 1), "ground_truth": (10, 20)}, "–",
+         "Training on true pairs brings +10.0 points in A→R (95%: −27.1 to +47.0) over the one-to-one VLM, which may be "
+         "chance, so no share of the gap is told."),
+    ],
+)  # fmt: skip
+def test_a_share_of_the_gap_is_told_where_it_is_no_chance(
+    steps: dict[str, tuple[float, float]], share: str, said: str
+) -> None:
+    """steps: above the one-to-one VLM, mean and spread of the resamples."""
+    ranks = np.linspace(-1.95, 1.95, 399)  # of a spread: 95 % of them lie within 1.85
+    kept, metrics = {}, {}
+    for job, (step, spread) in {"one_to_one": (0.0, 0.0), **steps}.items():
+        draws = np.concatenate([[40.0 + step], 40.0 + step + spread * ranks])
+        kept[job], metrics[job] = Items("t", {"a2r": draws}), {"a2r": 40.0 + step}
+    found = tables.by_split({"splits": {"test": metrics}}, {"test": kept})
+    row = found[0].row("villa")
+    assert row is not None and text.percent(row.a2r.closed) == share
+    told = " ".join(summary(found, {}, EMPTY))
+    assert said in told and ("may be chance, so no share" in told) == (share == "–")
 
 
 def test_test_stands_before_other_splits() -> None:

@@ -90,6 +90,9 @@ def test_a_baseline_is_read_as_written(tmp_path: Path) -> None:
     ("content", "said"),
     [
         ("{", "is no baseline"),
+        (HEAD + ', "metrics": {"a": {"value": NaN, "interval": null}}}', "a value is nan, which is no finite number"),
+        (HEAD + ', "metrics": {"a": {"value": "70", "interval": null}}}', "a value is '70'"),
+        (HEAD + ', "metrics": {"a": {"value": -Infinity, "interval": [1, 2]}}}', "a value is -inf"),
         ("[]", "is no baseline"),
         ('{"kind": "villa baseline"}', "it has no 'format'"),
         ('{"kind": "other", "format": 1}', "its kind and format are 'other', 1"),
@@ -113,6 +116,16 @@ def test_what_is_no_baseline_is_named(tmp_path: Path, content: str, said: str) -
         baseline.read(str(tmp_path / "nowhere.json"))
 
 
+class Nothing:
+    """A run's storage without what evaluate keeps."""
+
+    def find(self, name: str) -> None:
+        return None
+
+    def path(self) -> str:
+        return "run"
+
+
 def test_figures_of_all_parts_are_found() -> None:
     group = {"AP50": 30.0, "AP": 20.0, "interval": [28.0, 32.0]}
     results: dict[str, Any] = {
@@ -122,13 +135,6 @@ def test_figures_of_all_parts_are_found() -> None:
         "images": {"test": 3},
     }
 
-    class Nothing:
-        def find(self, name: str) -> None:
-            return None
-
-        def path(self) -> str:
-            return "run"
-
     found = baseline.of_results(Nothing(), results).metrics  # type: ignore[arg-type]
     assert {n: (m.value, m.interval) for n, m in found.items()} == {
         "test/villa/a2r": (61.0, (60.0, 62.0)),
@@ -136,6 +142,78 @@ def test_figures_of_all_parts_are_found() -> None:
         "test/detection/villa/truth/all/AP50": (30.0, (28.0, 32.0)),
         "test/recall/villa/i2t@1": (5.0, (4.0, 6.0)),
     }
+
+
+def of_resamples(resamples: int) -> Measured:
+    """A run's figures where intervals were asked for, and where not."""
+
+    def told(value: dict[str, float], **intervals: list[float]) -> dict[str, Any]:
+        return value | ({"intervals": intervals} if resamples else {})
+
+    group = {"AP50": 30.0, "AP": 20.0} | ({"interval": [28.0, 32.0]} if resamples else {})
+    true_boxes = {"all": group, "top1": 50.0, "boxes": 9} | ({"top1_interval": [40.0, 60.0]} if resamples else {})
+    by_chance = {"chance": {"i2t@1": 1.0, "top1": 1.0}}
+    whole = {"resamples": resamples, "images": 3, **by_chance}
+    results: dict[str, Any] = {
+        "detection": {"test": {"protocol": "coco", **whole, "models": {"villa": {"truth": true_boxes}}}},
+        "recall": {"test": {**whole, "models": {"villa": told({"i2t@1": 5.0}, **{"i2t@1": [4.0, 6.0]})}}},
+        "classes": {"test": {**whole, "models": {"villa": told({"top1": 5.0, "balanced": 5.0}, top1=[4.0, 6.0])}}},
+        "fine_grained": {
+            "test": {
+                "subsets": {"hard": {**whole, "models": {"villa": told({"mean_rank": 2.0}, mean_rank=[1.5, 2.5])}}}
+            }
+        },
+    }
+    return baseline.of_results(Nothing(), results)  # type: ignore[arg-type]
+
+
+def test_without_intervals_the_same_figures_are_held() -> None:
+    drawn, bare = of_resamples(200), of_resamples(0)
+    names = ["detection/villa/truth/all/AP50", "detection/villa/truth/top1", "recall/villa/i2t@1", "classes/villa/top1"]
+    names = [f"test/{n}" for n in [*names, "fine_grained/hard/villa/mean_rank"]]
+    assert list(drawn.metrics) == names == list(bare.metrics)
+    assert all(m.interval for m in drawn.metrics.values()) and not any(m.interval for m in bare.metrics.values())
+    for then, now, whose in ((drawn, bare, "the figure has now"), (bare, drawn, "the baseline has")):
+        found = baseline.check(then, now)
+        assert len(found) == 5 and all(
+            f"too narrow, as {whose} no interval (evaluate.bootstrap: 0" in str(d) for d in found
+        )
+    lower = Measured("now", {n: Metric(m.value + 0.1 * (-1) ** ("rank" not in n)) for n, m in bare.metrics.items()}, {})
+    with pytest.raises(BelowBaselineError, match="5 of 5 figures"):
+        baseline.check(bare, lower)
+
+
+def test_a_figure_that_has_no_interval_any_more_is_said_to_be_measured() -> None:
+    then = Measured("then", {"test/classes/villa/balanced": metric(5.0)}, {})
+    with pytest.raises(BelowBaselineError, match=r"measured now without an interval.*; set evaluate\.bootstrap"):
+        baseline.check(then, of_resamples(0))
+    with pytest.raises(BelowBaselineError, match="not measured now"):
+        baseline.check(Measured("then", {"test/classes/other/top1": metric(5.0)}, {}), of_resamples(0))
+
+
+@pytest.mark.parametrize("place", ["", "folder", "folder/", "file/b.json", "file/deep/b.json"])
+def test_a_place_that_cannot_be_written_is_named_before_any_work(tmp_path: Path, place: str) -> None:
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(VillaError) as raised:
+        baseline.writable(f"{tmp_path}/{place}", "--write-baseline")
+    said = str(raised.value)
+    assert said.startswith(f"--write-baseline '{tmp_path}/{place}' ") and "set `run`" not in said
+    why = (
+        "cannot be written: a part of its path is a file; give a file"
+        if "file" in place
+        else "is a folder; give a file"
+    )
+    assert why in said
+
+
+def test_a_place_that_can_be_written_is_left_as_it_is(tmp_path: Path) -> None:
+    (tmp_path / "b.json").write_text("old")
+    for place in ("b.json", "new/c.json"):
+        store, name = baseline.writable(f"{tmp_path}/{place}", "--out")
+        assert store.path(name) == f"{tmp_path}/{place}"
+    assert (tmp_path / "b.json").read_text() == "old"
+    assert [p.name for p in tmp_path.rglob("*") if p.is_file()] == ["b.json"]
 
 
 # ---- runs
@@ -176,6 +254,8 @@ def test_what_cannot_be_compared_is_said(runs: tuple[Config, Config], tmp_path: 
         compare.labels([runs[0].run, f"{runs[0].run}/"])
     with pytest.raises(VillaError, match="give 2 to 8"):
         compare.labels([f"run{i}" for i in range(9)])
+    with pytest.raises(VillaError, match=r"--out .* is a folder"):
+        compare.build(runs, str(tmp_path))
     assert compare.labels(["/a/x/run", "/a/y/run"]) == ["x/run", "y/run"]
     empty = runs[0].model_copy(update={"run": str(tmp_path)})
     with pytest.raises(VillaError, match=r"has no results\.json"):

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from report_run import Page, put
 
+from shards.commit import Marker, StageFolder
 from shards.errors import ShardError
 from shards.store import Store
 from villa_dist.attributes.vocabulary import Vocabulary
@@ -19,8 +20,9 @@ from villa_dist.config import Config
 from villa_dist.evaluate import items
 from villa_dist.evaluate.items import Items
 from villa_dist.mapping import quality
-from villa_dist.report import attributes, card, confusion, drift, explorer, plots, provenance
+from villa_dist.report import attributes, card, confusion, drift, explorer, plots, provenance, tables
 from villa_dist.report.build import build
+from villa_dist.report.markers import Markers
 from villa_dist.report.scan import Scan, scan, see, spread
 from villa_dist.revision import SUBMITTED, commit, revision
 from villa_dist.types import RegionAttributePairs
@@ -185,7 +187,7 @@ def test_ten_thousand_shards_are_one_small_figure() -> None:
 
 def test_a_run_whose_markers_say_nothing_has_no_quality(tmp_path: Path) -> None:
     config = Config(run=str(tmp_path))
-    assert drift.mapping_quality(config) == []
+    assert drift.mapping_quality(Markers(config.run)) == []
 
 
 # ---- data and provenance
@@ -193,6 +195,36 @@ def test_a_run_whose_markers_say_nothing_has_no_quality(tmp_path: Path) -> None:
 
 def test_the_card_counts_what_is_committed(page: Page) -> None:
     assert page.row("test")[:3] == ["test", "12", "48"] and page.row("test")[5] == "10.0"  # 40 mentions of 4 images
+
+
+def test_the_sections_read_each_marker_once(
+    measured_runs: tuple[Config, Config], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[tuple[str, str]] = []
+    plain = StageFolder.marker
+
+    def counted(stage: StageFolder, shard: str) -> Marker:
+        read.append((stage.store.path(), shard))
+        return plain(stage, shard)
+
+    monkeypatch.setattr(StageFolder, "marker", counted)
+    markers = Markers(measured_runs[0].run)
+    rows = tables.profile(markers)
+    tables.refusals(markers), card.card(markers, None), drift.mapping_quality(markers)
+    assert len(read) == len(set(read)) == sum(row.shards for row in rows) > 12
+
+
+def test_of_very_many_shards_some_are_read_and_the_page_says_so(measured_runs: tuple[Config, Config]) -> None:
+    some, every = (Markers(measured_runs[0].run, most) for most in (5, 1000))
+    part, whole = some.of("test", "pairs"), every.of("test", "pairs")
+    assert (part.shards, part.read, whole.read) == (12, 4, 12)
+    names = [f"{n:06d}" for n in (0, 3, 6, 9)]
+    assert list(part.of_shard) == names
+    assert part.counts["pairs"] == 3 * sum(whole.of_shard[n]["pairs"] for n in names)
+    row = {(r.split, r.folder): r for r in tables.profile(some)}
+    assert row["test", "pairs"].made.endswith("estimated from 4 of the shards")
+    assert row["test", "pairs"].samples == 48 and "estimated" not in row["test", "base"].made
+    assert some.of("test", "base") == every.of("test", "base")
 
 
 def test_frequencies_are_told_by_powers_of_ten() -> None:
@@ -205,7 +237,7 @@ def test_frequencies_are_told_by_powers_of_ten() -> None:
     )
     assert card.spread([]) == ()
     words = Vocabulary(tuple("abc"), ("all",) * 3, (1, 40, 20), ((),) * 3)
-    made = card.card("/nowhere", words)
+    made = card.card(Markers("/nowhere"), words)
     assert [(f.phrase, f.count, f.share) for f in made.frequent] == [("b", 40, 100.0), ("c", 20, 50.0), ("a", 1, 2.5)]
 
 

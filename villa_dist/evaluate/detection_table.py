@@ -21,14 +21,15 @@ from villa_dist.evaluate.bootstrap import ratio
 from villa_dist.evaluate.classes import Classes
 from villa_dist.evaluate.coco_engine import coco_average_precision
 from villa_dist.evaluate.detection import Detections
-from villa_dist.evaluate.figures import interval_of, rounded
+from villa_dist.evaluate.figures import interval_of, rounded, title
 from villa_dist.evaluate.known_boxes import SplitTruth
 from villa_dist.evaluate.lvis_engine import lvis_average_precision
 from villa_dist.evaluate.models_measured import Measured
 from villa_dist.evaluate.zero_shot import COCO, LVIS
-from villa_dist.names import TITLES
+from villa_dist.names import CHANCE
 
 LVIS_GROUPS = {"rare": "r", "common": "c", "frequent": "f"}
+ACCURACY = (1, 5)  # top-k on true boxes
 AREAS = ("AP75", "APs", "APm", "APl", "AR")
 
 
@@ -97,7 +98,7 @@ def figures(
         measured[mode] = here
     if "truth" in config.modes:
         measured["truth"]["boxes"] = int(_hits(tables, "top1", truth)[:, 1].sum())
-        for k in (1, 5):
+        for k in ACCURACY:
             draws["truth", f"top{k}"] = hits = ratio((weights @ _hits(tables, f"top{k}", truth)).astype(np.float64))
             measured["truth"][f"top{k}"] = percent(float(hits[0]))
             if config.bootstrap:
@@ -135,6 +136,7 @@ def together(config: DetectionConfig, rows: Sequence[Row], truth: SplitTruth, cl
         "classes": {**{name: len(ids) for name, ids in groups.items()}, "all": len(classes.ids)},
         "warnings": warnings,
         "resamples": config.bootstrap,
+        CHANCE: {f"top{k}": percent(min(1.0, k / len(classes.ids))) for k in ACCURACY if "truth" in config.modes},
         "models": {r.name: r.figures for r in rows},
         "differences": differences(config, rows),
     }
@@ -182,21 +184,28 @@ def lines(result: dict[str, Any]) -> list[str]:
             [f"{metric} {g}" for g in groups] + ["AP all"] * (metric != "AP") + ["top-1", "top-5"] * (mode == "truth")
         )
         told.append(f"zero-shot detection on {'true boxes' if mode == 'truth' else 'proposals'} (%), {_sizes(result)}")
-        width = max(20, *(len(TITLES.get(n, n)) + 1 for n in result["models"]))
+        width = max(20, *(len(title(n)) + 1 for n in result["models"]))
         told.append(" " * width + "".join(f"{c:>15}" for c in columns))
         for name, found in result["models"].items():
             here = found[mode]
             values = [here[g][metric] for g in groups] + [here["all"]["AP"]] * (metric != "AP")
             values += [here["top1"], here["top5"]] if mode == "truth" else []
-            told.append(f"{TITLES.get(name, name):<{width}}" + "".join(f"{_shown(v):>15}" for v in values))
+            told.append(_line(name, values, width))
+        if mode == "truth":
+            values = [None] * (len(columns) - len(ACCURACY)) + [result[CHANCE][f"top{k}"] for k in ACCURACY]
+            told.append(_line(CHANCE, values, width))
     for d in result["differences"]:
         if d["group"] == "all":
             low, high = d["interval"]
             told.append(
-                f"ViLLA - {TITLES.get(d['first'], d['first'])}, {d['boxes']}, {d['metric']}: {d['difference']:+.1f} "
+                f"ViLLA - {title(d['first'])}, {d['boxes']}, {d['metric']}: {d['difference']:+.1f} "
                 f"(95 % {low:+.1f} to {high:+.1f})"
             )
     return told
+
+
+def _line(row: str, values: Sequence[float | None], width: int) -> str:
+    return f"{title(row):<{width}}" + "".join(f"{_shown(v):>15}" for v in values)
 
 
 def _sizes(result: dict[str, Any]) -> str:

@@ -16,7 +16,7 @@ from jaxtyping import Float
 
 from villa_dist.evaluate.bootstrap import interval, ratio, resampled
 from villa_dist.evaluate.errors import EvaluationError
-from villa_dist.names import TITLES
+from villa_dist.names import CHANCE, TITLES
 
 
 @dataclass(frozen=True)
@@ -139,6 +139,12 @@ class Table:
     def figures(self) -> list[str]:
         return [c for c in next(iter(self.result["models"].values()), {}) if c != "intervals"]
 
+    @property
+    def rows(self) -> dict[str, Mapping[str, Any]]:
+        """The figures of the models, then of random scores where they are told."""
+        by_chance = self.result.get(CHANCE)
+        return {**self.result["models"], **({CHANCE: by_chance} if by_chance else {})}
+
     def against(self, model: str) -> Mapping[str, Any] | None:
         """The subject's difference to a model in the main figure."""
         main = self.figures[:1]
@@ -173,21 +179,26 @@ def tables(results: Mapping[str, Any]) -> list[Table]:
 
 def lines(table: Table) -> list[str]:
     """A table in plain text, and the subject's difference to the others in the main figure."""
-    models: Mapping[str, Mapping[str, Any]] = table.result["models"]
-    width = max(20, *(len(TITLES.get(n, n)) + 1 for n in models))
+    models = table.rows
+    width = max(20, *(len(title(n)) + 1 for n in models))
     heads = [f"{c:>{max(12, len(c) + 2)}}" for c in table.figures]
     told = [f"{table.title}, {table.split} split ({table.size})", " " * width + "".join(heads)]
     for name, figures in models.items():
-        values = (_shown(figures[c]).rjust(len(h)) for c, h in zip(table.figures, heads, strict=True))
-        told.append(f"{TITLES.get(name, name):<{width}}" + "".join(values))
+        values = (_shown(figures.get(c)).rjust(len(h)) for c, h in zip(table.figures, heads, strict=True))
+        told.append(f"{title(name):<{width}}" + "".join(values))
     for name in models:
         if d := table.against(name):
             low, high = d["interval"]
             told.append(
-                f"{TITLES[table.subject]} - {TITLES.get(name, name)}, {d['metric']}: {d['difference']:+.1f} "
+                f"{title(table.subject)} - {title(name)}, {d['metric']}: {d['difference']:+.1f} "
                 f"(95 % {low:+.1f} to {high:+.1f})"
             )
     return told
+
+
+def title(row: str) -> str:
+    """Of a row of a table of models."""
+    return "Chance" if row == CHANCE else TITLES.get(row, row)
 
 
 def _shown(value: float | None) -> str:

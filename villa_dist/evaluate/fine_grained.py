@@ -6,6 +6,7 @@ Letters: N boxes, P phrases (the positive first), Q queries, M targets, C classe
 from __future__ import annotations
 
 import csv
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,7 @@ from villa_dist.evaluate.errors import EvaluationError
 from villa_dist.evaluate.retrieval import similarity
 
 CELLS = 2**24  # scores in memory at a time
+TARGETS = 4096  # turned into float64 at a time
 
 
 @dataclass(frozen=True)
@@ -27,6 +29,12 @@ class PhraseRanks:
     rank: Float[np.ndarray, " N"]
     top1: Float[np.ndarray, " N"]
     worst_rank: Float[np.ndarray, " N"]
+
+    @classmethod
+    def by_chance(cls, phrases: Int[np.ndarray, " N"]) -> PhraseRanks:
+        """What random scores give on average. phrases: how many each box has."""
+        mean = (phrases + 1) / 2
+        return cls(mean, 1 / phrases, mean)
 
     @property
     def metrics(self) -> dict[str, float]:
@@ -67,31 +75,43 @@ def read_labels(path: str | Path, *, key: str, classes: Sequence[str]) -> Labels
     """
     try:
         with Path(path).open(encoding="utf-8-sig", newline="") as file:
-            reader = csv.DictReader(file)
-            missing = [c for c in (key, *classes) if c not in (reader.fieldnames or [])]
-            if missing:
-                there = list(reader.fieldnames or [])
-                raise EvaluationError(
-                    f"{path}: no column {missing[0]!r}{nearest(missing[0], there)}; it has {', '.join(there)}"
-                )
-            rows = [(reader.line_num, row) for row in reader]
+            reader = csv.reader(file)
+            there = next(reader, [])
+            column = {name: _column(name, there, path) for name in (key, *classes)}
+            rows = [(reader.line_num, row) for row in reader if row]
     except OSError as error:
         raise EvaluationError(f"{path}: cannot be read: {error.strerror}") from error
     except (UnicodeDecodeError, csv.Error) as error:
         raise EvaluationError(f"{path}: not a CSV in UTF-8: {error}") from None
     keys, label = [], []
     for line, row in rows:
-        values = [(row[c] or "").strip() for c in classes]
+        if len(row) != len(there):
+            raise EvaluationError(
+                f"{path}:{line}: {len(row)} cells where the first line has {len(there)} columns; complete the row, and "
+                "quote cells that hold a comma"
+            )
+        if not row[column[key]].strip():
+            raise EvaluationError(f"{path}:{line}: {key} is empty; give the image's name, or remove the row")
+        values = [row[column[c]].strip() for c in classes]
         if any(v not in ("0", "1", "0.0", "1.0", "") for v in values):
             raise EvaluationError(f"{path}:{line}: labels {values} must be 0, 1 or empty")
         positive = [n for n, v in enumerate(values) if v in ("1", "1.0")]
         if len(positive) != 1:
             raise EvaluationError(f"{path}:{line}: {len(positive)} classes are 1; a row must have exactly one")
-        keys.append(row[key])
+        keys.append(row[column[key]])
         label.append(positive[0])
-    if len(set(keys)) < len(keys):
-        raise EvaluationError(f"{path}: {key} {max(keys, key=keys.count)!r} occurs more than once")
+    most = Counter(keys).most_common(1)
+    if most and most[0][1] > 1:
+        raise EvaluationError(f"{path}: {key} {most[0][0]!r} occurs more than once; leave one row of each image")
     return Labels(tuple(keys), np.array(label, np.int64), tuple(classes))
+
+
+def _column(name: str, there: Sequence[str], path: str | Path) -> int:
+    if there.count(name) == 1:
+        return there.index(name)
+    if there.count(name) > 1:
+        raise EvaluationError(f"{path}: {there.count(name)} columns are called {name!r}; rename all but one")
+    raise EvaluationError(f"{path}: no column {name!r}{nearest(name, list(there))}; it has {', '.join(there)}")
 
 
 def precision_at(
@@ -103,7 +123,8 @@ def precision_at(
     ks: Sequence[int] = (5, 10, 100),
 ) -> Float[np.ndarray, "Q ks"]:
     """Share of a query's k nearest targets that have its class (GLoRIA's retrieval of reports by image), unit
-    embeddings, ties by expectation. `macro` of a column is what GLoRIA reports.
+    embeddings, ties by expectation. `macro` of a column is what GLoRIA reports. Memory: CELLS scores; query and target may
+    be memory-mapped.
 
     Raises: EvaluationError for a k beyond the targets, labels that do not fit, embeddings that are not finite.
     """
@@ -115,7 +136,9 @@ def precision_at(
     chunk = max(1, CELLS // len(target))
     for start in range(0, len(query), chunk):
         part = slice(start, start + chunk)
-        score = similarity(query[part], target)
+        score = np.empty((len(query[part]), len(target)))
+        for first in range(0, len(target), TARGETS):
+            score[:, first : first + TARGETS] = similarity(query[part], target[first : first + TARGETS])
         right = query_label[part, None] == target_label[None]
         ranked = -np.partition(-score, [k - 1 for k in ks], axis=1)
         found = []

@@ -15,7 +15,8 @@ from villa_dist import claims
 from villa_dist.config import Config
 from villa_dist.evaluate.bootstrap import per_image
 from villa_dist.evaluate.errors import EvaluationError, NothingHereError
-from villa_dist.evaluate.figures import Mean, together
+from villa_dist.evaluate.figures import Mean, rounded, together
+from villa_dist.evaluate.fine_grained import PhraseRanks
 from villa_dist.evaluate.models_measured import rows
 from villa_dist.evaluate.phrases import PhraseBox, digest, put_phrases, read_files
 from villa_dist.stages.phrases import FIGURES, RANKS
@@ -55,11 +56,13 @@ def fine_grained(config: Config, split: str, run: RunStage) -> dict[str, Any]:
             model: {TOLD[f]: Mean(per_image(values[here, FIGURES.index(f)], unit, len(units)), NAMES[f]) for f in NAMES}
             for model, (_, _, values) in found.items()
         }
-        negatives = [len(boxes[n].phrases) - 1 for n in asked[here]]
+        phrases = np.array([len(boxes[n].phrases) for n in asked[here]])
+        by_chance = PhraseRanks.by_chance(phrases)
         results[subset] = {
             "boxes": int(here.sum()),
             "images": len(units),
-            "negatives": [min(negatives), max(negatives)],
+            "negatives": [int(phrases.min()) - 1, int(phrases.max()) - 1],
+            "chance": {TOLD[f]: rounded(float(getattr(by_chance, f).mean()), NAMES[f]) for f in NAMES},
             **together(figures, config.evaluate.bootstrap),
         }
     return {"warnings": warnings, "subsets": results}

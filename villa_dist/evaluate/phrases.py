@@ -17,6 +17,7 @@ from shards.digest import fingerprint
 from shards.store import Store
 from villa_dist.evaluate.errors import EvaluationError
 from villa_dist.evaluate.image_names import ImageNames
+from villa_dist.evaluate.json_files import is_text
 
 NONE = -1  # no image id
 UNKNOWN = 0  # width or height
@@ -91,8 +92,11 @@ def _coco_like(text: str, path: str) -> list[dict[str, Any]] | None:
             f"{path}: no FG-OVD file: it must be JSON lines with img_path, bbox, pos_expression and neg_expression, or one "
             "object with lists of images, categories and annotations"
         )
-    images = {row.get("id"): row for row in parts[0] or ()}
-    names = {row.get("id"): row.get("name") for row in parts[1] or ()}
+    try:
+        images = {row.get("id"): row for row in parts[0] or ()}
+        names = {row.get("id"): row.get("name") for row in parts[1] or ()}
+    except TypeError as error:
+        raise EvaluationError(f"{path}: an id of an image or a category is a list or an object ({error})") from None
     return [_row(a, images, names, f"{path}: annotation {n}") for n, a in enumerate(parts[2] or ())]
 
 
@@ -138,7 +142,7 @@ def _checked(row: Mapping[str, Any], place: str, negatives: int | None, subset: 
     every = (*phrases, *negative[:negatives])
     if not all(isinstance(p, str) and p.strip() for p in every) or len(set(every)) < len(every):
         raise EvaluationError(f"{place}: a phrase is empty or occurs twice")
-    if not all(_is_text(t) for t in (image, *every)):
+    if not all(is_text(t) for t in (image, *every)):
         raise EvaluationError(
             f"{place}: a phrase or the path holds half a surrogate pair; write the file anew as UTF-8"
         )
@@ -153,14 +157,6 @@ def _checked(row: Mapping[str, Any], place: str, negatives: int | None, subset: 
     if size[0] != UNKNOWN and not _inside(found, *size):
         raise EvaluationError(f"{place}: box {box} lies outside its image of {size[0]}x{size[1]} pixels")
     return found
-
-
-def _is_text(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:  # JSON can escape half a character
-        return False
-    return True
 
 
 def _inside(row: PhraseBox, width: int, height: int) -> bool:

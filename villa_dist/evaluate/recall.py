@@ -91,6 +91,15 @@ def recall_at(
     return Recall(dict(zip(ks, means.tolist(), strict=True)), by_query)
 
 
+def recall_by_chance(right: Int[np.ndarray, " Q"], targets: int, k: int) -> Float[np.ndarray, " Q"]:
+    """The chance that one of a query's `right` targets is among the first k of so many in random order: what `recall_at`
+    gives where all scores are equal."""
+    counts, at = np.unique(right, return_inverse=True)
+    drawn = np.arange(min(k, targets))
+    miss = np.maximum(targets - counts[:, None] - drawn, 0) / (targets - drawn)
+    return (1.0 - miss.prod(1))[at]
+
+
 @dataclass(frozen=True)
 class _Head:
     """The K best scores of each query, falling, and all that equal the last of them, in the list or not."""

@@ -1,13 +1,13 @@
-"""What the `whole` stage has made of a split, as arrays on disk: memory does not grow with the images.
+"""What the `whole` stage has made of a split: keys and classes shard by shard, embeddings as arrays on disk.
 
-Letters: N images, T distinct texts, D embedding.
+Letters: N images that are asked for, T distinct texts of them, D embedding.
 """
 
 from __future__ import annotations
 
 import hashlib
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -30,44 +30,74 @@ def text_number(text: str) -> int:
 
 @dataclass(frozen=True)
 class Whole:
-    """image, text: of unit length, mapped from a file without a name. text_of: of each image, the row of its text. classes:
-    as `evaluate.classes.field` says, "" where it does not."""
+    """image, text: of unit length, mapped from a file without a name. text_of: of each image, the row of its text."""
 
     image: Float[np.ndarray, "N D"]
     text: Float[np.ndarray, "T D"]
     text_of: Int[np.ndarray, " N"]
-    keys: list[str]
-    classes: list[str]
 
 
-def read_whole(config: Config, split: str, row: str) -> Whole:
-    """Raises: ShardError when a sidecar is not as committed."""
-    folder = StageFolder(claims.dataset(config, split), f"whole-{row}")
+def images_of(config: Config, split: str, row: str) -> int:
+    """How many images a split has."""
+    return manifest.read(_folder(config, split, row)).total
+
+
+def names_of(config: Config, split: str, row: str) -> Iterator[tuple[list[str], list[str]]]:
+    """Shard by shard the keys of the images and their classes, as `evaluate.classes.field` says, "" where it does not.
+
+    Raises: ShardError when a sidecar is not as committed.
+    """
+    folder = _folder(config, split, row)
+    for shard in manifest.read(folder).shards:
+        table = read_sidecar(folder, shard, WHOLE)
+        yield table["key"].to_pylist(), table["class"].to_pylist()
+
+
+def drawn(images: int, most: int) -> Int[np.ndarray, " N"]:
+    """Which of so many images are measured, ascending: `most` at most, by their number alone, so the same for all models."""
+    if images <= most:
+        return np.arange(images)
+    return np.sort(np.random.default_rng(0).choice(images, most, replace=False))
+
+
+def drawn_warning(images: int, most: int, what: str, effect: str) -> list[str]:
+    """What is said where not all were drawn. effect: on the figures."""
+    if images <= most:
+        return []
+    return [
+        f"of {images:,} {what} {most:,} were drawn, the same for all models; {effect} among fewer (evaluate.recall_images)"
+    ]
+
+
+def read_whole(config: Config, split: str, row: str, images: Int[np.ndarray, " N"]) -> Whole:
+    """Of these images of a split, ascending and at least one. Shards without one of them are not read.
+
+    Raises: ShardError when a sidecar is not as committed.
+    """
+    folder = _folder(config, split, row)
     index = manifest.read(folder)
-    images: np.ndarray | None = None
-    texts: np.ndarray | None = None
+    edges = np.concatenate([[0], np.cumsum(index.samples)])
+    cuts = np.searchsorted(images, edges)
+    image = text = np.zeros((0, 0), np.float32)
     number: dict[int, int] = {}
-    text_of = np.zeros(index.total, np.int64)
-    keys: list[str] = []
-    classes: list[str] = []
-    for table in _tables(folder, index.shards):
-        start, stop = len(keys), len(keys) + len(table)
-        image, text = (vectors(table, name) for name in ("image", "text"))
-        if images is None or texts is None:
-            images, texts = (on_disk(index.total, image.shape[1]) for _ in range(2))
-        images[start:stop] = image
-        for n, said in enumerate(table["text_number"].to_pylist()):
-            if said not in number:
-                texts[len(number)] = text[n]
-            text_of[start + n] = number.setdefault(said, len(number))
-        keys += table["key"].to_pylist()
-        classes += table["class"].to_pylist()
-    assert images is not None and texts is not None, "ingest leaves no split without a sample"
-    return Whole(images, texts[: len(number)], text_of, keys, classes)
+    text_of = np.zeros(len(images), np.int64)
+    for shard, first, start, stop in zip(index.shards, edges, cuts, cuts[1:], strict=False):
+        if start == stop:
+            continue
+        table = read_sidecar(folder, shard, WHOLE).take(images[start:stop] - first)
+        pixels, said = (vectors(table, name) for name in ("image", "text"))
+        if not start:
+            image, text = (on_disk(len(images), pixels.shape[1]) for _ in range(2))
+        image[start:stop] = pixels
+        for n, words in enumerate(table["text_number"].to_pylist()):
+            if words not in number:
+                text[len(number)] = said[n]
+            text_of[start + n] = number.setdefault(words, len(number))
+    return Whole(image, text[: len(number)], text_of)
 
 
-def _tables(folder: StageFolder, shards: Sequence[str]) -> Iterator[pa.Table]:
-    return (read_sidecar(folder, shard, WHOLE) for shard in shards)
+def _folder(config: Config, split: str, row: str) -> StageFolder:
+    return StageFolder(claims.dataset(config, split), f"whole-{row}")
 
 
 def vectors(table: pa.Table, name: str) -> Float[np.ndarray, "N D"]:

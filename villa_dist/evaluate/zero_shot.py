@@ -6,7 +6,6 @@ come out as COCO's x, y, width, height.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ from jaxtyping import Float, Int
 
 from villa_dist.evaluate.detection import Detections
 from villa_dist.evaluate.errors import EvaluationError
+from villa_dist.evaluate.json_files import is_text, read_json, said
 from villa_dist.evaluate.retrieval import similarity
 from villa_dist.regions.boxes import iou
 from villa_dist.regions.nms import nms
@@ -57,17 +57,14 @@ class ImageRegions:
 
 def read_templates(path: str | Path) -> tuple[str, ...]:
     """Prompt templates from a JSON list of strings with one {} each. Raises: EvaluationError."""
-    try:
-        found = json.loads(Path(path).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise EvaluationError(f"{path}: prompt templates cannot be read: {error.strerror}") from error
-    except ValueError as error:
-        raise EvaluationError(f"{path}: prompt templates are not JSON: {error}") from None
+    found = read_json(path, "prompt templates")
     if not isinstance(found, list) or not found:
         raise EvaluationError(f"{path}: prompt templates must be a list of strings")
     for template in found:
-        if not isinstance(template, str) or template.count("{}") != 1:
-            raise EvaluationError(f"{path}: template {template!r} must be a string with one {{}} for the class name")
+        if not is_text(template) or template.count("{}") != 1:
+            raise EvaluationError(
+                f"{path}: template {said(template)} must be a string with one {{}} for the class name"
+            )
     return tuple(found)
 
 

@@ -9,7 +9,9 @@ A figure's name is split/model/metric (test/villa/a2r), or split/part/model/… 
 from __future__ import annotations
 
 import json
+import uuid
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from math import hypot
 from typing import Any
@@ -17,16 +19,22 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from shards.errors import ShardError, VillaError
+from shards.errors import ShardError, StorageFullError, VillaError
 from shards.store import Store
 from villa_dist.evaluate import items
 from villa_dist.evaluate.figures import interval_of
-from villa_dist.names import VLMS
+from villa_dist.names import CHANCE, VLMS
 from villa_dist.report.text import between, figure, number, signed
 
 RESULTS = "results.json"
 KIND, FORMAT = "villa baseline", 1
 OWN = ("a2r", "r2a", "precision", "recall", "f1")  # figures, with or without an interval
+MAIN = (
+    "top1",
+    "top5",
+    "mean_rank",
+    "mean_rank_ties_lost",
+)  # and i2t@k, t2i@k: figures too where no interval was asked for
 LAID_OUT = ("models", "subsets")  # keys of results.json that name nothing
 REMEDY = "evaluate the run again, or write the baseline again with `villa evaluate CONFIG --write-baseline FILE`"
 
@@ -49,11 +57,12 @@ class Metric:
 
 @dataclass(frozen=True)
 class Measured:
-    """place: the run or the file."""
+    """place: the run or the file. bare: names of what was measured without an interval and so is no figure."""
 
     place: str
     metrics: Mapping[str, Metric]
     code: Mapping[str, Any]
+    bare: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -88,6 +97,9 @@ class Difference:
 
     def __str__(self) -> str:
         known = f"95% interval of the difference {self.span}{'' if self.paired else ', not paired'}"
+        if not self.paired and (self.first.interval is None) != (self.second.interval is None):
+            bare = "the baseline has" if self.first.interval is None else "the figure has now"
+            known += f", and too narrow, as {bare} no interval (evaluate.bootstrap: 0 draws none)"
         return (
             f"{self.name}: {figure(self.second.value)} now, {figure(self.first.value)} in the baseline "
             f"({signed(self.value)}; {known if self.span else 'no interval is known, so any step back counts'})"
@@ -122,28 +134,39 @@ def read_results(store: Store) -> dict[str, Any]:
 
 def of_results(store: Store, results: Mapping[str, Any]) -> Measured:
     found: dict[str, Metric] = {}
+    bare: set[str] = set()
     for split, measured in (results.get("splits") or {}).items():
         for job, told in measured.items():
             kept = items.read(store, split, job) if job in (*VLMS, "mapping") else None
-            for name, value, interval in figures(told):
+            for name, value, interval, counts in figures(told):
+                if not counts:
+                    bare.add(f"{split}/{job}/{name}")
+                    continue
                 draws = kept.draws.get(name) if kept else None
                 found[f"{split}/{job}/{name}"] = Metric(value, interval, kept.task if kept else "", draws)
     for part, by_split in results.items():
         if part not in ("metrics", "splits", "images", "weights", "code") and isinstance(by_split, dict):
             for split, told in by_split.items():
-                for name, value, interval in figures(told if isinstance(told, dict) else {}):
-                    found[f"{split}/{part}/{name}"] = Metric(value, interval)
-    return Measured(store.path(), found, results.get("code") or {})
+                for name, value, interval, counts in figures(told if isinstance(told, dict) else {}):
+                    if counts:
+                        found[f"{split}/{part}/{name}"] = Metric(value, interval)
+                    else:
+                        bare.add(f"{split}/{part}/{name}")
+    return Measured(store.path(), found, results.get("code") or {}, frozenset(bare))
 
 
-def figures(told: Mapping[str, Any], path: str = "", main: str = "") -> Iterator[tuple[str, float, Any]]:
-    """(name, value, interval) of every figure that has an interval, and of OWN. An interval stands under `intervals`, as
+def figures(
+    told: Mapping[str, Any], path: str = "", main: str = "", resamples: object = None
+) -> Iterator[tuple[str, float, Any, bool]]:
+    """(name, value, interval, whether it is a figure) of every number. Figures are those that have an interval, OWN, and
+    where no interval was asked for (resamples: 0) those that would have one. An interval stands under `intervals`, as
     `<name>_interval`, or as `interval`, which is of the protocol's main figure."""
     main = {"coco": "AP50", "lvis": "AP"}.get(str(told.get("protocol")), main)
+    resamples = told.get("resamples", resamples)
     for key, value in told.items():
         if isinstance(value, dict):
-            if key != "intervals" and not key.endswith("_by_group"):
-                yield from figures(value, path if key in LAID_OUT else f"{path}{key}/", main)
+            if key not in ("intervals", CHANCE) and not key.endswith("_by_group"):
+                yield from figures(value, path if key in LAID_OUT else f"{path}{key}/", main, resamples)
             continue
         known = number(value)
         ways = (
@@ -152,8 +175,9 @@ def figures(told: Mapping[str, Any], path: str = "", main: str = "") -> Iterator
             told.get("interval") if key == main else None,
         )
         interval = next(((float(w[0]), float(w[1])) for w in ways if w and between(w)), None)
-        if known is not None and (interval or key in OWN):
-            yield f"{path}{key}", known, interval
+        if known is not None:
+            asked = resamples == 0 and (key in (main, *MAIN) or key.startswith(("i2t@", "t2i@")))
+            yield f"{path}{key}", known, interval, bool(interval) or key in OWN or asked
 
 
 def to_bytes(measured: Measured) -> bytes:
@@ -171,6 +195,32 @@ def in_folder(file: str) -> tuple[Store, str]:
     """The folder of a file, local or not, and its name there."""
     folder, _, name = file.rpartition("/")
     return Store(folder or ("/" if file.startswith("/") else ".")), name
+
+
+def writable(place: str, option: str) -> tuple[Store, str]:
+    """The folder of a file that shall be written, and its name there. option: what named it, for messages.
+
+    Raises: VillaError, before any work, where no file can be written there.
+    """
+    folder, name = in_folder(place)
+    if not name or (folder.exists(name) and not folder.is_file(name)):
+        raise VillaError(f"{option} {place!r} is a folder; give a file in it")
+    trial = (
+        f".{name[:100]}.{uuid.uuid4().hex[:12]}.tmp"  # what is there is not touched before there is something to write
+    )
+    try:
+        folder.put(trial, b"")
+    except StorageFullError:
+        raise
+    except (VillaError, OSError) as error:
+        why = error.__cause__ if isinstance(error.__cause__, OSError) else error
+        said = (why.strerror if isinstance(why, OSError) else None) or str(why)
+        if isinstance(why, FileExistsError | NotADirectoryError):
+            said = "a part of its path is a file"
+        raise VillaError(f"{option} {place!r} cannot be written: {said}; give a file that can be") from error
+    with suppress(VillaError, OSError):  # storage may take files and let none be removed
+        folder.remove(trial)
+    return folder, name
 
 
 def read(place: str) -> Measured:
@@ -193,7 +243,9 @@ def read(place: str) -> Measured:
 
 
 def _metric(told: Mapping[str, Any]) -> Metric:
-    value, interval, draws = float(told["value"]), told["interval"], told.get("draws")
+    value, interval, draws = number(told["value"]), told["interval"], told.get("draws")
+    if value is None:
+        raise ValueError(f"a value is {told['value']!r}, which is no finite number")
     if interval is not None and not between(interval):
         raise ValueError(f"an interval is {interval!r}")
     drawn = None if draws is None else np.array([np.nan if v is None else float(v) for v in draws])
@@ -220,6 +272,15 @@ def differences(first: Measured, second: Measured) -> list[Difference]:
     return [difference(n, m, second.metrics[n]) for n, m in first.metrics.items() if n in second.metrics]
 
 
+def _lost(name: str, now: Measured) -> str:
+    if name in now.bare:
+        return (
+            "measured now without an interval, so it is not known what is chance; set evaluate.bootstrap (of detection: "
+            "evaluate.detection.bootstrap) above 0"
+        )
+    return "not measured now"
+
+
 def check(baseline: Measured, now: Measured) -> list[Difference]:
     """The differences. Raises: BelowBaselineError naming every figure that is worse, both values and the interval, and every
     one that is not measured any more."""
@@ -227,7 +288,7 @@ def check(baseline: Measured, now: Measured) -> list[Difference]:
     if not baseline.metrics:
         raise VillaError(f"baseline {baseline.place} holds no figure; {REMEDY}")
     lost = [
-        f"{n}: {figure(m.value)} in the baseline, not measured now"
+        f"{n}: {figure(m.value)} in the baseline, {_lost(n, now)}"
         for n, m in baseline.metrics.items()
         if n not in now.metrics
     ]

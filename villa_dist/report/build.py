@@ -38,6 +38,7 @@ from villa_dist.report.detection import detection_tables, sentence
 from villa_dist.report.evaluation import evaluation_tables, sentences
 from villa_dist.report.explorer import explore
 from villa_dist.report.mapping_boxes import attribute_tables
+from villa_dist.report.markers import Markers
 from villa_dist.report.scan import scan
 from villa_dist.report.summary import summary
 from villa_dist.train.journal import parse_metrics
@@ -70,15 +71,16 @@ def render(config: Config) -> str:
             "stages up to evaluate again, then the report"
         )
     metrics = read_metrics(store)
-    profile = tables.profile(config.run)
-    refused = tables.refusals(config.run)
+    committed = Markers(config.run)
+    profile = tables.profile(committed)
+    refused = tables.refusals(committed)
     kept = read_items(config, results)
     measured = tables.by_split(results, kept)
     detection, evaluation = detection_tables(results), evaluation_tables(results)
     images = results.get("images") or {row.split: row.samples for row in profile if row.folder == "base"}
     split = gallery.split_of(config)
     words = card.read_vocabulary(config.run)
-    told = card.card(config.run, words)
+    told = card.card(committed, words)
     return (
         environment()
         .get_template("report.html.j2")
@@ -105,7 +107,7 @@ def render(config: Config) -> str:
             pictures=gallery.pictures(config, split) if split else [],
             judged=split is not None and gallery.has_truth(config, split),
             **seen(config, split, kept, words),
-            quality=drift.mapping_quality(config),
+            quality=drift.mapping_quality(committed),
             plots=plots.curves(metrics),
             training=tables.training(metrics),
             card=told,

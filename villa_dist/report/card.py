@@ -11,7 +11,8 @@ from shards.errors import ShardError
 from shards.store import Store
 from villa_dist.attributes import vocabulary
 from villa_dist.attributes.vocabulary import Vocabulary
-from villa_dist.report.tables import SPLITS, markers
+from villa_dist.report.markers import Markers
+from villa_dist.report.tables import SPLITS
 from villa_dist.report.text import number
 
 MOST_BARS = 40
@@ -20,7 +21,8 @@ DECADES = ((0, 0), (1, 9), (10, 99), (100, 999), (1000, 9999), (10_000, None))
 
 @dataclass(frozen=True)
 class SplitCard:
-    """Of the committed shards of a split. size: bytes of their tars; counts: mentions, regions and pairs, where known."""
+    """Of the committed shards of a split. size: bytes of their tars; counts: mentions, regions and pairs, where known
+    (estimated from some of the shards where there are very many)."""
 
     split: str
     shards: int
@@ -54,9 +56,9 @@ class Card:
     spread: tuple[tuple[str, int], ...]
 
 
-def card(run: str, words: Vocabulary | None) -> Card:
+def card(markers: Markers, words: Vocabulary | None) -> Card:
     """Raises: ShardError when a marker or the manifest is damaged."""
-    splits = tuple(found for split in SPLITS if (found := of_split(run, split)) is not None)
+    splits = tuple(found for split in SPLITS if (found := of_split(markers, split)) is not None)
     if words is None:
         return Card(splits, 0, (), ())
     order = sorted(range(len(words)), key=lambda a: (-words.counts[a], a))[:MOST_BARS]
@@ -72,25 +74,17 @@ def read_vocabulary(run: str) -> Vocabulary | None:
     return vocabulary.read(store) if store.exists(vocabulary.NAME) else None
 
 
-def of_split(run: str, split: str) -> SplitCard | None:
+def of_split(markers: Markers, split: str) -> SplitCard | None:
     """None where nothing is committed."""
-    shards = images = size = refused = 0
-    for marker in markers(run, split, "base"):
-        shards, images = shards + 1, images + marker.samples
-        refused += sum(marker.refused.values())
-        size += sum(o.bytes for o in marker.outputs if o.file.endswith(".tar"))
-    if not shards:
+    base, pairs = markers.of(split, "base"), markers.of(split, "pairs")
+    if not base.shards:
         return None
-    counts: dict[str, float] = {}
-    for marker in markers(run, split, "pairs"):
-        for name in ("mentions", "regions", "pairs"):
-            if name in marker.counts:
-                counts[name] = counts.get(name, 0.0) + marker.counts[name]
+    counts = {name: pairs.counts[name] for name in ("mentions", "regions", "pairs") if name in pairs.counts}
     try:
-        digest = manifest.read(StageFolder(f"{run}/{split}", "base")).digest
+        digest = manifest.read(StageFolder(f"{markers.run}/{split}", "base")).digest
     except ShardError:  # not complete yet
         digest = ""
-    return SplitCard(split, shards, images, size, refused, counts, digest)
+    return SplitCard(split, base.shards, base.samples, base.bytes, sum(base.refused.values()), counts, digest)
 
 
 def spread(counts: Sequence[int]) -> tuple[tuple[str, int], ...]:

@@ -21,6 +21,7 @@ from villa_dist.report import baseline, card, provenance, text
 from villa_dist.report.baseline import Difference, Measured
 from villa_dist.report.build import environment, read_items, read_metrics
 from villa_dist.report.evaluation import column_of
+from villa_dist.report.markers import Markers
 from villa_dist.report.plots import Metrics, Plot, lines_of, plot, run_styles
 
 MOST_RUNS = 8
@@ -82,8 +83,9 @@ WORDS = {"a2r": "A→R", "r2a": "R→A", "f1": "F1"}
 
 def build(configs: Sequence[Config], place: str) -> str:
     """Write the comparison of several runs to `place` and return its path. Raises: VillaError."""
-    data = render([read(c, label) for c, label in zip(configs, labels([c.run for c in configs]), strict=True)])
-    folder, name = baseline.in_folder(place)
+    named = labels([c.run for c in configs])
+    folder, name = baseline.writable(place, "--out")
+    data = render([read(c, label) for c, label in zip(configs, named, strict=True)])
     folder.put(name, data.encode())
     return folder.path(name)
 
@@ -97,7 +99,7 @@ def read(config: Config, label: str) -> Run:
             f"{store.path()} has no results.json, so there is nothing to compare; run `villa evaluate` on it first"
         )
     words = card.read_vocabulary(config.run)
-    told = card.card(config.run, words)
+    told = card.card(Markers(config.run), words)
     return Run(
         label,
         config,

@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from villa_dist.names import TITLES
+from villa_dist.evaluate.figures import title
+from villa_dist.names import CHANCE
 from villa_dist.report.rows import ModelRow, gap
 from villa_dist.report.text import between, count, figure, listed, number
 
@@ -39,13 +40,16 @@ def detection_tables(results: Mapping[str, Any]) -> list[DetectionTable]:
             rows = tuple(
                 ModelRow(
                     model,
-                    TITLES.get(model, model),
+                    title(model),
                     tuple(_value(told.get(group) or {}, m, m == metric) for _, group, m in columns)
                     + tuple((number(told.get(k)), between(told.get(f"{k}_interval"))) for k in accuracy),
                     _against(measured.get("differences") or (), model, mode, metric),
                 )
                 for model, told in here.items()
             )
+            if mode == "truth" and (by_chance := measured.get(CHANCE)):
+                values = [(None, "")] * len(columns) + [(number(by_chance.get(k)), "") for k in accuracy]
+                rows += (ModelRow(CHANCE, title(CHANCE), tuple(values), ""),)
             size = [count(measured.get("images"), "image"), count(measured.get("true_boxes"), "true box", "true boxes")]
             size += [f"{count(n)} {group} classes" for group, n in classes.items()]
             heads = (*(c[0] for c in columns), *(f"top-{k[3]}" for k in accuracy))
@@ -70,6 +74,6 @@ def sentence(tables: Sequence[DetectionTable]) -> list[str]:
         return []
     table = tables[0]
     at = next(i for i, c in enumerate(table.columns) if c.endswith(" all"))
-    told = [f"{figure(r.values[at][0], 1)}% for {r.label}" for r in table.rows]
+    told = [f"{figure(r.values[at][0], 1)}% for {r.label}" for r in table.rows if r.job != CHANCE]
     where = f"the {table.split} split ({table.size})"
     return [f"Zero-shot detection on {table.boxes} of {where} reaches {table.columns[at]} of {listed(told)}."]

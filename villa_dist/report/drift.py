@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from shards.commit import StageFolder
-from villa_dist.config import Config
 from villa_dist.mapping import quality
 from villa_dist.report import tables
+from villa_dist.report.markers import Folder, Markers
 from villa_dist.report.plots import Plot, scatter
 from villa_dist.report.text import figure
 
@@ -17,7 +16,6 @@ MEASURES = {
     "doubt": ("Doubt", "mean entropy of a score", "entropy (bits)"),
     "empty": ("Regions without an attribute", "share of the shard's regions", "share of regions"),
 }
-MOST_SHARDS = 20_000  # whose markers are read
 MOST_NAMED = 20
 
 
@@ -42,24 +40,15 @@ class Quality:
     apart_count: int
 
 
-def mapping_quality(config: Config) -> list[Quality]:
+def mapping_quality(markers: Markers) -> list[Quality]:
     """Of every split whose pair markers say something. Raises: ShardError for a damaged marker."""
-    found = [of_split(config, split) for split in tables.SPLITS]
+    found = [of_split(split, markers.of(split, "pairs")) for split in tables.SPLITS]
     return [q for q in found if q is not None]
 
 
-def of_split(config: Config, split: str) -> Quality | None:
-    folder = StageFolder(f"{config.run}/{split}", "pairs")
-    done = folder.shards_done()
-    step = max(1, -(-len(done) // MOST_SHARDS))
-    total: dict[str, float] = {}
-    of_shard: dict[str, dict[str, float]] = {}
-    for shard in done[::step]:
-        counts = folder.marker(shard).counts
-        of_shard[shard] = quality.of_counts(counts)
-        for name, value in counts.items():
-            total[name] = total.get(name, 0.0) + value
-    whole = quality.of_counts(total)
+def of_split(split: str, pairs: Folder) -> Quality | None:
+    of_shard = {shard: quality.of_counts(counts) for shard, counts in pairs.of_shard.items()}
+    whole = quality.of_counts(pairs.counts)
     if not any(name in whole for name in MEASURES):
         return None
     far = {name: set(quality.far(column(of_shard, name))) for name in MEASURES}

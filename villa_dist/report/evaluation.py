@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from villa_dist.evaluate.figures import Table, tables
-from villa_dist.names import TITLES
+from villa_dist.evaluate.figures import Table, tables, title
+from villa_dist.names import CHANCE
 from villa_dist.report.rows import ModelRow, gap
 from villa_dist.report.text import between, count, figure, listed, number
 
@@ -60,13 +60,13 @@ def evaluation_tables(results: Mapping[str, Any]) -> list[EvaluationTable]:
 
 def _shown(table: Table) -> EvaluationTable:
     rows = []
-    for job, told in table.result["models"].items():
+    for job, told in table.rows.items():
         intervals = told.get("intervals") or {}
         values = tuple((number(told.get(f)), between(intervals.get(f))) for f in table.figures)
-        rows.append(ModelRow(job, TITLES.get(job, job), values, gap(table.against(job))))
+        rows.append(ModelRow(job, title(job), values, gap(table.against(job))))
     columns = tuple(map(column_of, table.figures))
     note, warnings = NOTES[table.part], tuple(table.warnings)
-    subject = TITLES[table.subject]
+    subject = title(table.subject)
     return EvaluationTable(
         table.part, table.title, table.split, table.size, columns, tuple(rows), note, warnings, subject
     )
@@ -84,8 +84,10 @@ def sentences(shown: Sequence[EvaluationTable]) -> list[str]:
 
 
 def _sentence(table: EvaluationTable) -> str:
-    told = [f"{figure(r.values[0][0], 1)}% for {r.label}" for r in table.rows]
+    models = [r for r in table.rows if r.job != CHANCE]
+    told = [f"{figure(r.values[0][0], 1)}% for {r.label}" for r in models]
+    by_chance = next((f", {figure(r.values[0][0], 1)}% by chance" for r in table.rows if r.job == CHANCE), "")
     several = "way of assigning", "ways of assigning"
-    rows = count(len(table.rows), *(several if table.part == "mapping_boxes" else ("model",)))
+    rows = count(len(models), *(several if table.part == "mapping_boxes" else ("model",)))
     where = f"the {table.split} split ({table.size}; {rows})"
-    return f"{table.title}, on {where}: {table.columns[0]} is {listed(told)}."
+    return f"{table.title}, on {where}: {table.columns[0]} is {listed(told)}{by_chance}."

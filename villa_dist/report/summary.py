@@ -60,27 +60,39 @@ def _gap(results: SplitResults) -> list[str]:
     villa, best = results.row("villa"), results.row("ground_truth")
     if villa is None or best is None:
         return []
-    part, beyond, behind, none, brought = [], [], [], [], []
+    part, beyond, level, behind, none, brought, unsure = [], [], [], [], [], [], []
     for metric, name in SHORT.items():
-        share, ceiling = getattr(villa, metric).closed, getattr(best, metric)
-        if ceiling.difference is not None and ceiling.closed is None:
+        mine, ceiling = getattr(villa, metric), getattr(best, metric)
+        share = mine.closed
+        if ceiling.difference is not None and ceiling.closed is None and ceiling.chance:
+            unsure.append(f"{signed(ceiling.difference, 1)} points in {name} (95%: {ceiling.paired})")
+        elif ceiling.difference is not None and ceiling.closed is None:
             none.append(name)
             brought.append(signed(ceiling.difference, 1))
         elif share is None:
             continue
         elif share < 0.0:
             behind.append(f"{name} ({percent(share, 0)} of the gap)")
-        elif share > 100.0:
+        elif mine.beyond:
             beyond.append(f"{name} ({percent(share, 0)} of the gap)")
+        elif share > 100.0:
+            known = "its lead over it may be chance" if mine.level else "no interval of its lead over it is known"
+            level.append(f"{name} ({percent(share, 0)} of the gap; {known})")
         else:
             part.append(f"{percent(share, 0)} in {name}")
     said = [f"closes part of the gap to training on true pairs: {listed(part)}"] if part else []
+    said += [f"reaches training on true pairs in {listed(level)}"] if level else []
     said += [f"goes beyond training on true pairs in {listed(beyond)}"] if beyond else []
     said += [f"falls behind, away from training on true pairs, in {listed(behind)}"] if behind else []
     sentences = [f"It {phrase}." for phrase in said]
     if none:
         points = f"{listed(brought)} points compared with the one-to-one VLM"
         sentences.append(f"In {listed(none)} there is no gap to close: training on true pairs brings {points}.")
+    if unsure:
+        sentences.append(
+            f"Training on true pairs brings {listed(unsure)} over the one-to-one VLM, which may be chance, so no share of "
+            "the gap is told."
+        )
     return sentences
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +14,7 @@ from villa_dist.mapping import quality
 from villa_dist.names import TITLES, VLMS
 from villa_dist.profile import binding, worker_seconds
 from villa_dist.report.attributes import paired
+from villa_dist.report.markers import MOST_EXAMPLES, Markers
 from villa_dist.report.text import between, count, number
 
 SPLITS = ("train", "validation", "test")
@@ -30,15 +31,18 @@ STAGES = {
     "boxes": "known boxes",
 }
 BY_MODEL = ("detect", "whole", "phrases")  # stages with a folder a model, such as detect-villa
-MOST_EXAMPLES = 20
-MIN_GAP = 0.5  # points; a share of a smaller gap says more about noise than about the method
+MIN_GAP = (
+    0.5  # points; a share of a smaller gap, or of one that may be chance, says more about noise than about the method
+)
 
 
 @dataclass(frozen=True)
 class Score:
     """A metric in percent, its difference to the one-to-one VLM in points, the share of the gap closed in percent.
 
-    interval, paired: of the value and of the difference, in words; empty where none is known.
+    interval, paired: of the value and of the difference, in words; empty where none is known. chance: the interval of the
+    difference holds 0. beyond: the model is above the one of true pairs on 97.5 % of the resamples; level: it is neither
+    above nor below by more than chance. Both are false where no interval is known.
     """
 
     value: float | None
@@ -46,6 +50,9 @@ class Score:
     closed: float | None
     interval: str = ""
     paired: str = ""
+    chance: bool = False
+    beyond: bool = False
+    level: bool = False
 
 
 @dataclass(frozen=True)
@@ -107,8 +114,20 @@ def score(measured: Mapping[str, Any], job: str, metric: str, items: Mapping[str
     interval = between((measured.get(job) or {}).get(f"{metric}_interval"))
     if job == "one_to_one" or mine is None or base is None:
         return Score(mine, None, None, interval)
-    difference = paired(items.get("one_to_one"), items.get(job), metric)
-    return Score(mine, mine - base, gap_closed(mine, base, best), interval, difference.span if difference else "")
+    base_items, best_items = items.get("one_to_one"), items.get("ground_truth")
+    own = paired(base_items, items.get(job), metric)
+    gap, over = paired(base_items, best_items, metric), paired(best_items, items.get(job), metric)
+    closed = None if gap is not None and not gap.significant else gap_closed(mine, base, best)
+    return Score(
+        mine,
+        mine - base,
+        closed,
+        interval,
+        own.span if own else "",
+        own is not None and not own.significant,
+        over is not None and over.low > 0,
+        over is not None and not over.significant,
+    )
 
 
 def gap_closed(mine: float, base: float, best: float | None) -> float | None:
@@ -174,33 +193,18 @@ class StageRow:
         return self.samples / self.seconds if self.seconds else None
 
 
-def markers(run: str, split: str, folder: str) -> Iterator[Marker]:
-    """Committed markers in shard order, one at a time: a run may have more than fit in memory.
-
-    Raises: ShardError for a damaged marker.
-    """
-    stage = StageFolder(f"{run}/{split}", folder)
-    for shard in stage.shards_done():
-        yield stage.marker(shard)
-
-
-def profile(run: str) -> list[StageRow]:
-    """Every stage that has committed a shard, split by split."""
+def profile(markers: Markers) -> list[StageRow]:
+    """Every stage that has committed a shard, split by split. Raises: ShardError for a damaged marker."""
     rows = []
     for split in SPLITS:
-        by_model = [f for f in Store(f"{run}/{split}").folders() if f.partition("-")[0] in BY_MODEL]
+        by_model = [f for f in Store(f"{markers.run}/{split}").folders() if f.partition("-")[0] in BY_MODEL]
         for folder, stage in {**STAGES, **{f: _by_model(f) for f in sorted(by_model)}}.items():
-            shards = samples = 0
-            seconds: dict[str, float] = {}
-            counts: dict[str, float] = {}
-            for marker in markers(run, split, folder):
-                shards, samples = shards + 1, samples + marker.samples
-                _add(seconds, marker.seconds)
-                _add(counts, marker.counts)
-            if shards:
-                made = ", ".join(f"{count(n)} {name}" for name, n in sorted(counts.items()) if not _of_quality(name))
-                parts = tuple(sorted(seconds.items(), key=lambda part: -part[1]))
-                rows.append(StageRow(split, folder, stage, shards, samples, made, parts))
+            found = markers.of(split, folder)
+            if found.shards:
+                made = [f"{count(n)} {name}" for name, n in sorted(found.counts.items()) if not _of_quality(name)]
+                made += [f"estimated from {found.read:,} of the shards"] if found.read < found.shards else []
+                parts = tuple(sorted(found.seconds.items(), key=lambda part: -part[1]))
+                rows.append(StageRow(split, folder, stage, found.shards, found.samples, ", ".join(made), parts))
     return rows
 
 
@@ -212,11 +216,6 @@ def _of_quality(name: str) -> bool:
 def _by_model(folder: str) -> str:
     stage, _, name = folder.partition("-")
     return f"{stage}, {TITLES.get(name, name)}"
-
-
-def _add(total: dict[str, float], more: Mapping[str, float]) -> None:
-    for name, value in more.items():
-        total[name] = total.get(name, 0.0) + value
 
 
 @dataclass(frozen=True)
@@ -243,30 +242,26 @@ class Refusals:
         return sum(sum(counts) for counts in self.by_reason.values())
 
 
-def refusals(run: str, limit: int = MOST_EXAMPLES) -> Refusals:
-    """What ingest refused, with up to `limit` examples shared fairly among the reasons, and up to `limit` warnings."""
-    came_in: dict[str, int] = {}
-    counts: dict[str, dict[str, int]] = {}  # reason -> split -> samples
-    with_examples: list[tuple[str, Marker]] = []
-    warnings: list[str] = []
-    warned = 0
-    for split in SPLITS:
-        for marker in markers(run, split, "base"):
-            came_in[split] = came_in.get(split, 0) + marker.came_in
-            warnings += marker.warnings[: limit - len(warnings)]
-            warned += len(marker.warnings)
-            if any(sum(counts.get(reason, {}).values()) < limit for reason in marker.refused):
-                with_examples.append((split, marker))
-            for reason, n in marker.refused.items():
-                here = counts.setdefault(reason, {})
-                here[split] = here.get(split, 0) + n
-    by_reason = {r: tuple(counts[r].get(s, 0) for s in came_in) for r in sorted(counts)}
-    left = quotas({r: sum(n) for r, n in by_reason.items()}, limit)
+def refusals(markers: Markers) -> Refusals:
+    """What ingest refused, with up to MOST_EXAMPLES examples shared fairly among the reasons, and as many warnings."""
+    found = {split: base for split in SPLITS if (base := markers.of(split, "base")).shards}
+    reasons = sorted({reason for base in found.values() for reason in base.refused})
+    by_reason = {r: tuple(base.refused.get(r, 0) for base in found.values()) for r in reasons}
+    left = quotas({r: sum(n) for r, n in by_reason.items()}, MOST_EXAMPLES)
     examples: list[RefusedSample] = []
-    for split, marker in with_examples:
-        if any(left[reason] for reason in marker.refused):
-            examples += _examples(StageFolder(f"{run}/{split}", "base"), split, marker, left)
-    return Refusals(tuple(came_in), tuple(came_in.values()), by_reason, tuple(examples), tuple(warnings), warned)
+    for split, base in found.items():
+        for marker in base.refusing:
+            if any(left[reason] for reason in marker.refused):
+                examples += _examples(StageFolder(f"{markers.run}/{split}", "base"), split, marker, left)
+    warnings = [line for base in found.values() for line in base.warnings]
+    return Refusals(
+        tuple(found),
+        tuple(base.came_in for base in found.values()),
+        by_reason,
+        tuple(examples),
+        tuple(warnings[:MOST_EXAMPLES]),
+        sum(base.warned for base in found.values()),
+    )
 
 
 def _examples(folder: StageFolder, split: str, marker: Marker, left: dict[str, int]) -> list[RefusedSample]:
